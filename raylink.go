@@ -29,6 +29,7 @@ import (
 	"github.com/raylink/raylink/internal/assemble"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
+	_ "github.com/raylink/raylink/services/storage/durable" // storages of this program keep their data
 )
 
 type system = assemble.Runtime

@@ -14,8 +14,8 @@ import (
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/storage/internal/changelog"
 	"github.com/raylink/raylink/services/storage/internal/table"
-	"github.com/raylink/raylink/services/storage/internal/writelog"
 )
 
 const (
@@ -308,7 +308,7 @@ func (n *node) commitGroup(g *group) error {
 
 // records are the records of a group. Their memory is used again for the next one.
 type records struct {
-	records []writelog.Record
+	records []changelog.Record
 	buffer  []byte
 }
 
@@ -322,7 +322,7 @@ func (r *records) reset() {
 func (r *records) add(c table.Change) {
 	from := len(r.buffer)
 	r.buffer = c.AppendProto(r.buffer)
-	r.records = append(r.records, writelog.Record{ID: c.ID, Change: r.buffer[from:len(r.buffer):len(r.buffer)]})
+	r.records = append(r.records, changelog.Record{ID: c.ID, Change: r.buffer[from:len(r.buffer):len(r.buffer)]})
 }
 
 // recover blocks until the failed disk can be used again, or until ctx ends.
@@ -348,7 +348,7 @@ func (n *node) recover(ctx context.Context) {
 // writesFail is the error of writes after the disk has failed.
 func writesFail(cause error) error {
 	code, advice := connect.CodeUnavailable, "the storage tries to use its disk again; reads go on"
-	if _, ok := errors.AsType[*writelog.FullError](cause); ok {
+	if _, ok := errors.AsType[*changelog.FullError](cause); ok {
 		code, advice = connect.CodeResourceExhausted, "free space on the disk; reads go on"
 	}
 	return detailed(connect.Errorf(code, "writes fail because the storage's disk does: %v; %s", cause, advice).WithCause(cause),

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/services/storage/internal/changelog"
 	"github.com/raylink/raylink/services/storage/internal/table"
-	"github.com/raylink/raylink/services/storage/internal/writelog"
 )
 
 // slow is how long a commit takes in tests of what is provisional meanwhile.
@@ -208,7 +208,7 @@ func TestFullDisk(t *testing.T) {
 		log := newFakeLog()
 		r := start(t, &storagev1.StorageConfig{Durability: synced}, log)
 		defer r.end()
-		log.fail(&writelog.FullError{Dir: "somewhere"})
+		log.fail(&changelog.FullError{Dir: "somewhere"})
 		for range 2 {
 			_, err := Put(t.Context(), r.Client, "a", 1)
 			requireCode(t, connect.CodeResourceExhausted, err, "somewhere", "free space")

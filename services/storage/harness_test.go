@@ -14,7 +14,7 @@ import (
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
-	"github.com/raylink/raylink/services/storage/internal/writelog"
+	"github.com/raylink/raylink/services/storage/internal/changelog"
 )
 
 // The durabilities, in short.
@@ -52,7 +52,7 @@ type fakeLog struct {
 
 func newFakeLog() *fakeLog { return &fakeLog{records: map[uint64][]byte{}} }
 
-func (l *fakeLog) Commit(records []writelog.Record, remove []uint64) error {
+func (l *fakeLog) Commit(records []changelog.Record, remove []uint64) error {
 	l.mu.Lock()
 	took := l.took
 	l.mu.Unlock()
@@ -105,6 +105,8 @@ func (l *fakeLog) Reopen(last uint64) error {
 	return l.failing
 }
 
+func (l *fakeLog) Last() uint64 { return 0 }
+
 func (l *fakeLog) Close() error { return nil }
 
 func (l *fakeLog) fail(err error) {
@@ -136,7 +138,7 @@ func start(t require.TestingT, config *storagev1.StorageConfig, log *fakeLog) *r
 	r := &running{Client: New(storagev1raylink.NewLocalStorage(n)), node: n, stop: cancel}
 	if log != nil {
 		for _, id := range slices.Sorted(maps.Keys(log.records)) {
-			require.NoError(t, n.restore(writelog.Record{ID: id, Change: log.records[id]}))
+			require.NoError(t, n.restore(changelog.Record{ID: id, Change: log.records[id]}))
 		}
 		n.log = log
 		r.tasks.Go(func() { _ = n.commit(ctx) })

@@ -11,8 +11,8 @@ import (
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/services/storage/internal/changelog"
 	"github.com/raylink/raylink/services/storage/internal/table"
-	"github.com/raylink/raylink/services/storage/internal/writelog"
 )
 
 const (
@@ -27,14 +27,6 @@ const (
 	// maxOps is the maximum number of operations in a batch, and of keys in GetMany.
 	maxOps = 10000
 )
-
-// changeLog is the durable log of the writes: see package writelog.
-type changeLog interface {
-	Commit(records []writelog.Record, remove []uint64) error
-	Sync() error
-	Reopen(last uint64) error
-	Close() error
-}
 
 // node is a storage node.
 //
@@ -59,8 +51,8 @@ type node struct {
 	// first is the id after which this incarnation's ids begin, in memory; otherwise 0.
 	first uint64
 
-	log     changeLog // nil in memory; of the committer, but for Sync
-	encoded records   // of the committer
+	log     changelog.Log // nil in memory; of the committer, but for Sync
+	encoded records       // of the committer
 
 	// wake has a value when there is a pending group, and rearm when the next expiry may be earlier
 	// than before.
@@ -150,7 +142,7 @@ func (n *node) startAfter(incarnation uint64) {
 }
 
 // restore adds a record of the log to the state, when the log is opened.
-func (n *node) restore(r writelog.Record) error {
+func (n *node) restore(r changelog.Record) error {
 	return n.table.Restore(r.ID, r.Change)
 }
 

@@ -25,7 +25,7 @@ import (
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 	"github.com/raylink/raylink/runtime"
-	"github.com/raylink/raylink/services/storage/internal/writelog"
+	"github.com/raylink/raylink/services/storage/internal/changelog"
 )
 
 // folder is the folder of all storages in the data directory.
@@ -58,7 +58,11 @@ func Type() runtime.NodeType {
 
 // open reads the data from the node's directory.
 func (n *node) open() error {
-	log, err := writelog.Open(writelog.Options{
+	if changelog.Open == nil {
+		return connect.NewError(connect.CodeFailedPrecondition,
+			"this program can't host a durable storage, because it does not link the database; import github.com/raylink/raylink/services/storage/durable")
+	}
+	log, err := changelog.Open(changelog.Options{
 		Dir: n.directory, Sync: n.durability == storagev1.Durability_DURABILITY_SYNC, Logger: n.logger,
 	}, n.restore)
 	if err != nil {
@@ -74,10 +78,10 @@ func (n *node) open() error {
 func withCode(err error) error {
 	var (
 		code    connect.Code
-		inUse   *writelog.InUseError
-		format  *writelog.FormatError
-		damaged *writelog.DamagedError
-		full    *writelog.FullError
+		inUse   *changelog.InUseError
+		format  *changelog.FormatError
+		damaged *changelog.DamagedError
+		full    *changelog.FullError
 	)
 	switch {
 	case errors.As(err, &inUse), errors.As(err, &format):

@@ -48,7 +48,7 @@ func (l *Log) newSession(exists bool) (s *session, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.disk.kill()
-			err = &DamagedError{Dir: s.dir, What: "they cannot be opened", err: fmt.Errorf("%v", p)}
+			err = &DamagedError{Dir: s.dir, What: "they cannot be opened", Err: fmt.Errorf("%v", p)}
 		}
 	}()
 	cache := pebble.NewCache(cacheSize)
@@ -82,7 +82,7 @@ func (l *Log) newSession(exists bool) (s *session, err error) {
 	case refused(err):
 		return nil, failure(s.dir, "open", err)
 	}
-	return nil, &DamagedError{Dir: s.dir, What: "they cannot be opened", err: err}
+	return nil, &DamagedError{Dir: s.dir, What: "they cannot be opened", Err: err}
 }
 
 // contents describes the records of a directory.
@@ -145,7 +145,7 @@ func (s *session) readError(err error) error {
 	if refused(err) {
 		return failure(s.dir, "read", err)
 	}
-	return &DamagedError{Dir: s.dir, What: "the writes cannot be read", err: err}
+	return &DamagedError{Dir: s.dir, What: "the writes cannot be read", Err: err}
 }
 
 // put adds a record to a batch, with the tally if it is the last.
@@ -253,7 +253,7 @@ func (s *session) fail(err error) {
 	case errors.As(err, new(*DamagedError)):
 		s.failed = err
 	case pebble.IsCorruptionError(err):
-		s.failed = &DamagedError{Dir: s.dir, What: "a file cannot be read", err: err}
+		s.failed = &DamagedError{Dir: s.dir, What: "a file cannot be read", Err: err}
 	default:
 		s.failed = failure(s.dir, "write to", err)
 	}
@@ -261,7 +261,7 @@ func (s *session) fail(err error) {
 
 // damaged fails the session because of a file that does not have what was written.
 func (s *session) damaged(info pebble.DataCorruptionInfo) {
-	s.fail(&DamagedError{Dir: s.dir, What: "the file " + filepath.Base(info.Path), err: info.Details})
+	s.fail(&DamagedError{Dir: s.dir, What: "the file " + filepath.Base(info.Path), Err: info.Details})
 }
 
 // abandon closes Pebble without changing the directory.

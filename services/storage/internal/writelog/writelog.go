@@ -53,14 +53,6 @@ const (
 	reserveAtOnce = 1 << 24
 )
 
-// Record is one write.
-type Record struct {
-	// ID is one higher than that of the record before.
-	ID uint64
-	// Change is the marshalled raylink.storage.v1.Change.
-	Change []byte
-}
-
 // Options configures a log.
 type Options struct {
 	// Dir is the directory. It is created if it does not exist, accessible to the user only.
@@ -133,7 +125,7 @@ func Open(opts Options, replay func(Record) error) (*Log, error) {
 	var held *dirlock.HeldError
 	switch {
 	case errors.As(err, &held):
-		return nil, &InUseError{Dir: opts.Dir, PID: held.PID, err: err}
+		return nil, &InUseError{Dir: opts.Dir, PID: held.PID, Err: err}
 	case err != nil:
 		return nil, failure(opts.Dir, "lock", err)
 	}
@@ -266,14 +258,14 @@ func (l *Log) checkMarkers(m marks) error {
 	dir := l.opts.Dir
 	version, err := atomicfs.ReadMarker(l.fs, dir, "format-version")
 	if err != nil {
-		return &DamagedError{Dir: dir, What: describe("marker.format-version", "cannot be read"), err: err}
+		return &DamagedError{Dir: dir, What: describe("marker.format-version", "cannot be read"), Err: err}
 	}
 	if n := number(version); n > uint64(pebble.FormatNewest) {
 		return &FormatError{Dir: dir, Format: n, Known: uint64(pebble.FormatNewest), Files: true}
 	}
 	manifest, err := atomicfs.ReadMarker(l.fs, dir, "manifest")
 	if err != nil {
-		return &DamagedError{Dir: dir, What: describe("marker.manifest", "cannot be read"), err: err}
+		return &DamagedError{Dir: dir, What: describe("marker.manifest", "cannot be read"), Err: err}
 	}
 	if m.required(l.boot) > 0 && manifest == "" {
 		return &DamagedError{Dir: dir, What: describe("marker.manifest", "is missing")}
