@@ -378,3 +378,44 @@ func TestCallersOfAMethodThatDoesNotReturnGetTheEndOfItsNode(t *testing.T) {
 		}
 	}
 }
+
+// TestCallsOfANodeThatStopsDuringItsSetUpAreUnavailable stops a node while calls wait for its
+// set-up: streams, calls that run concurrently, and queued ones.
+func TestCallsOfANodeThatStopsDuringItsSetUpAreUnavailable(t *testing.T) {
+	t.Parallel()
+	setUp := func(ctx context.Context, _ *runtime.Node, _ *contractv1.ProbeConfig) (contractv1raylink.ProbeNode, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	rt, err := raylink.Start(t.Context(), raylink.WithData(t.TempDir()), contractv1raylink.ProbeType(setUp))
+	require.NoError(t, err)
+	ctx := patient(t)
+	for range 30 {
+		p, err := contractv1raylink.CreateProbe(ctx, rt, nil, runtime.NoWait(), runtime.ParentProcess())
+		require.NoError(t, err)
+		const streams = 20
+		ends := make(chan error)
+		for range streams {
+			stream, err := p.Chat(ctx)
+			require.NoError(t, err)
+			go func() {
+				_, err := stream.Receive()
+				ends <- errors.Join(err, stream.Close())
+			}()
+		}
+		go func() {
+			_, err := p.BlockBeside(ctx, &contractv1.BlockRequest{})
+			ends <- err
+		}()
+		go func() {
+			_, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+			ends <- err
+		}()
+		_ = p.Ref().Stop(ctx) // its set-up has failed
+		for range streams + 2 {
+			err := <-ends
+			require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+		}
+	}
+	require.NoError(t, rt.Close())
+}

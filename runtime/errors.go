@@ -30,10 +30,7 @@ import (
 // A caller in the same process can still find the original with errors.Is and errors.As.
 func (n *Node) convertError(cc *callContext, err error) error {
 	m := cc.call.method
-	if n.work.Err() != nil && errors.Is(err, context.Canceled) &&
-		(cc.caller.Err() == nil || errors.Is(context.Cause(cc.caller), errNodeStopped)) {
-		// The method's context was canceled because the node is stopping; the caller has not
-		// canceled.
+	if errors.Is(err, context.Canceled) && n.endedBefore(cc.caller) {
 		return closedError(n.path, "stopped while it was in "+m.name).WithCause(err)
 	}
 	if _, own := err.(*connect.Error); !own || errors.Is(err, tunnel.ErrNotRun) { //nolint:errorlint // compares identity
@@ -285,6 +282,12 @@ func endedAt(err error, path string, m *Method, at stage) error {
 // ended is the error of a call to the node whose context, ctx, has ended.
 func (n *Node) ended(ctx context.Context, m *Method, at stage) error {
 	return endedAt(causeOf(ctx), n.path, m, at)
+}
+
+// endedBefore reports whether the calls' contexts were canceled because the node is stopping, and
+// not because of the caller, whose context is given.
+func (n *Node) endedBefore(caller context.Context) bool {
+	return n.work.Err() != nil && (caller.Err() == nil || errors.Is(context.Cause(caller), errNodeStopped))
 }
 
 // errNodeStopped ends the context of a call whose node stops without waiting for it.

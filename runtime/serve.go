@@ -211,7 +211,7 @@ func (n *Node) awaitReady(cc *callContext) error {
 	case <-n.ready:
 		return n.neverReady
 	case <-cc.Done():
-		if cc.caller.Err() == nil && n.work.Err() != nil { // the node has ended, not the caller's context
+		if n.endedBefore(cc.caller) {
 			return context.Cause(n.work)
 		}
 		return n.ended(cc, cc.call.method, inSetup)

@@ -326,6 +326,11 @@ func ofOutlivedTurns() []Mutant {
 			Prints: `test timed out`, Timeout: 15 * time.Second,
 		},
 		{
+			Name:    "runtime/node-that-ends-cancels-its-callers",
+			Edit:    Edit{File: "runtime/serve.go", Func: "Node.awaitReady", Original: "n.endedBefore(cc.caller)", Mutated: "false"},
+			Package: ".", Test: "TestCallsOfANodeThatStopsDuringItsSetUpAreUnavailable", Prints: `canceled: calling`,
+		},
+		{
 			Name: "mailbox/work-that-outlives-its-turn-is-over",
 			Edit: Edit{
 				File: "runtime/internal/mailbox/turn.go", Func: "Mailbox.end",
