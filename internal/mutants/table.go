@@ -483,6 +483,11 @@ func ofProcesses() []Mutant {
 			Test: "FuzzConversation", Prints: `before it had proven that it is this build`,
 		},
 		{
+			Name: "rundir/lock-is-released-by-closing-it-only",
+			Edit: Edit{File: "runtime/rundir/dirlock.go", Func: "unlock", Original: "_ = unix.Flock(fd, unix.LOCK_UN)", Mutated: "_ = unix.LOCK_UN"},
+			Test: "TestReleasedLockIsFreeWhileAProcessIsBeingStarted", Prints: `test timed out`, Timeout: 5 * time.Second,
+		},
+		{
 			Name: "rundir/sweep-ignores-locks",
 			Edit: Edit{
 				File: "runtime/rundir/dirlock.go", Func: "sweepOne",

@@ -5,6 +5,10 @@ func ofStore() []Mutant {
 	const directory = "services/ps/store/"
 	rows := []struct{ name, file, function, original, mutated, test string }{
 		{
+			"lock-is-released-by-closing-it-only", "store.go", "Store.unlock",
+			"mapfile.Unlock(lock, 0)", "nil", "TestClosedStoreIsOpenedWhileAProcessIsBeingStarted",
+		},
+		{
 			"held-version-is-recycled", "file.go", "file.claim",
 			"[]uint64{holdLock, fillLock}", "[]uint64{}", "TestStallingReadersNeverSeeARecycledFile",
 		},

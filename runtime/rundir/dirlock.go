@@ -79,7 +79,7 @@ func unlockable(err error) bool {
 }
 
 func (l dirLock) release() error {
-	if err := unix.Close(l.fd); err != nil {
+	if err := unlock(l.fd); err != nil {
 		return fmt.Errorf("rundir: releasing a directory: %w", err)
 	}
 	return nil
@@ -201,6 +201,14 @@ func flock(fd, how int) error {
 			return err
 		}
 	}
+}
+
+// unlock releases a lock, if the descriptor has one, and closes the descriptor. A process that is
+// being started has a copy of it until it runs its program, so that closing alone would not release
+// the lock at once.
+func unlock(fd int) error {
+	_ = unix.Flock(fd, unix.LOCK_UN) // fails where the file system has no locks
+	return unix.Close(fd)
 }
 
 // sameFile reports whether fd is the file at path, without following a symbolic link there.

@@ -152,7 +152,7 @@ func (l *Lock) Path() string { return l.path }
 // file of that name. Further calls return the same result.
 func (l *Lock) Release() error {
 	l.releasing.Do(func() {
-		if err := unix.Close(l.fd); err != nil {
+		if err := unlock(l.fd); err != nil {
 			l.err = fmt.Errorf("rundir: releasing the lock on %s: %w", l.path, err)
 		}
 	})

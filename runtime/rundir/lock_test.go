@@ -71,6 +71,20 @@ func TestLockIsHeldByOneAtATime(t *testing.T) {
 	assert.EqualValues(t, 160, turns.Load())
 }
 
+// A process that this one starts has copies of its descriptors until it runs its program.
+func TestReleasedLockIsFreeWhileAProcessIsBeingStarted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	lock, err := AcquireLock(within(t), path)
+	require.NoError(t, err)
+	copied, err := syscall.Dup(lock.fd)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, syscall.Close(copied)) })
+	require.NoError(t, lock.Release())
+	lock, err = AcquireLock(within(t), path)
+	require.NoError(t, err)
+	require.NoError(t, lock.Release())
+}
+
 func TestLockIsTakenOverWhereFilesCannotBeWatched(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	lock, err := TryLock(path)

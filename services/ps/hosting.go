@@ -128,7 +128,7 @@ func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine
 		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
 		return
 	}
-	defer func() { _ = others.Close() }()
+	defer unshare(others)
 	lock, err := rundir.AcquireLock(ctx, path)
 	if err != nil {
 		return
@@ -220,13 +220,20 @@ func shareLock(name string) (*os.File, error) {
 	return file, nil
 }
 
+// unshare releases the lock at once, even if a process is being started, which has a copy of the
+// descriptor until it runs its program.
+func unshare(file *os.File) {
+	_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
+	_ = file.Close()
+}
+
 // removeUnused removes a copy's files, unless a process may take them over.
 func removeUnused(directory string) error {
 	file, err := shareLock(filepath.Base(directory))
 	if err != nil {
 		return err
 	}
-	defer func() { _ = file.Close() }()
+	defer unshare(file)
 	if !isAlone(file) {
 		return nil
 	}

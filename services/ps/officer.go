@@ -129,11 +129,10 @@ func writePrivate(path, content string) error {
 func (o *officer) close(remove bool) error {
 	o.cancelFetches()
 	o.running.Wait()
-	err := o.store.Close()
 	if remove {
-		err = errors.Join(err, o.store.Remove())
+		return o.store.Remove()
 	}
-	return err
+	return o.store.Close()
 }
 
 // sweepInterval is how often the memory of versions that no reader holds any longer is freed.

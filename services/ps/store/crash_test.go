@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/services/internal/mapfile"
@@ -318,5 +319,18 @@ func TestRemovedStoreIsOpenedAgain(t *testing.T) {
 	require.ErrorIs(t, s.Remove(), ErrInUse, "another officer's store")
 	require.NoError(t, pull(t, r, 8, content(8, 1000)).Release())
 	require.NoError(t, held.Release())
+	require.NoError(t, again.Remove())
+}
+
+// A process that this one starts has copies of its descriptors until it runs its program.
+func TestClosedStoreIsOpenedWhileAProcessIsBeingStarted(t *testing.T) {
+	s := newStore(t, Options{})
+	push(t, s, "w", 7, content(7, 1000))
+	copied, err := unix.Dup(int(s.lock.Fd()))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, unix.Close(copied)) })
+	require.NoError(t, s.Close())
+	again, err := Open(s.Directory(), Options{})
+	require.NoError(t, err)
 	require.NoError(t, again.Remove())
 }

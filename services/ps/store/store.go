@@ -313,7 +313,9 @@ func (s *Store) unlock() error {
 	if lock == nil {
 		return nil
 	}
-	return lock.Close()
+	// A process that is being started has a copy of the descriptor until it runs its program, so
+	// that closing alone would not release the lock at once.
+	return errors.Join(mapfile.Unlock(lock, 0), lock.Close())
 }
 
 // shut closes all but the lock.
