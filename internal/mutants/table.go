@@ -11,7 +11,7 @@ func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofHeldAnswers(), ofOutlivedTurns(),
 		ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
-		ofReplay(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
+		ofReplay(), ofRing(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
@@ -677,12 +677,22 @@ func ofReplay() []Mutant {
 			Edit: Edit{
 				File:     "services/replay/ring/area.go",
 				Func:     "Ring.active",
-				Original: "return r.counter(counterActive).Load()",
-				Mutated:  "return 0",
+				Original: "return s",
+				Mutated:  "return entrySet{}",
 			},
 			Test:   "TestConcurrentProcessesReadNoTornRow",
 			Prints: `torn rows`,
 			Args:   []string{failFast, "-test.count=50"},
+		},
+		{
+			Name: "ring/writers-ignore-areas-activated-after-the-allocation",
+			Edit: Edit{
+				File:     "services/replay/ring/writer.go",
+				Func:     "WriteHead.claim",
+				Original: "r.epoch() != epoch && r.inArea(slot)",
+				Mutated:  "false && r.inArea(slot)",
+			},
+			Test: "TestWriterWithEarlierPositionBacksOutOfArea",
 		},
 	}
 }

@@ -2,6 +2,7 @@ package replay
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/raylink/raylink/services/replay/ring"
 )
@@ -9,7 +10,7 @@ import (
 // Area is a snapshot of the newest rows that can be read at leisure.
 //
 // If the ring is mapped, rows are read in place, and writers skip them until the area is released.
-// They are lost to the replay meanwhile: if areas hold all of its rows, writes fail. On other
+// They are lost to the replay meanwhile: if areas hold all of its rows, writes wait. On other
 // machines an area is a copy that writers need not skip.
 type Area struct {
 	spans   []Span
@@ -55,13 +56,16 @@ func (h *ReadHead) Hold(ctx context.Context, n int) (*Area, error) {
 		if err := h.bind(r); err != nil {
 			return err
 		}
-		held, err := h.head.Hold(n)
+		held, err := h.head.Hold(ctx, n)
 		if err != nil {
 			return err
 		}
 		area = inPlace(held)
 		return nil
 	}, func() error {
+		if n <= 0 {
+			return fmt.Errorf("%w: area of %d rows", ring.ErrBatch, n)
+		}
 		batch, err := h.client.NewBatch(0)
 		if err != nil {
 			return err

@@ -14,8 +14,9 @@ import (
 
 // Client gives a process access to a replay. It is safe for concurrent use.
 //
-// When a replay that it has mapped is restarted, the client switches to the new ring. The rows of
-// the old one are lost.
+// When a replay is restarted, the client switches to the new ring. The rows of the old one are
+// lost. If the new ring is on another machine, the client goes through the node; it maps the ring
+// again once that is possible.
 type Client struct {
 	handle *replayv1raylink.Replay
 	layout ring.Layout
@@ -25,8 +26,10 @@ type Client struct {
 	// mu guards the fields below.
 	mu     sync.Mutex
 	closed bool
-	// mapping is nil if the replay is on another machine.
-	mapping *mapping
+	// mapping is nil if the replay is on another machine. Then described is when the node was last
+	// asked where the ring is.
+	mapping   *mapping
+	described time.Time
 }
 
 // mapping is a ring that the client has mapped.
@@ -36,9 +39,15 @@ type mapping struct {
 	seen time.Time
 }
 
-// recheckInterval is how long the ring's creator is assumed to be alive after it was found alive. A
-// check costs a microsecond, relying on the last one a few nanoseconds.
-const recheckInterval = 100 * time.Millisecond
+const (
+	// recheckInterval is how long the ring's creator is assumed to be alive after it was found
+	// alive: writes that begin within this time after its death are acknowledged, and lost. A check
+	// costs a microsecond, relying on the last one a few nanoseconds.
+	recheckInterval = time.Millisecond
+	// remapInterval is how often a client that goes through the node asks whether it can map the
+	// ring: a replay that was restarted may be on its machine.
+	remapInterval = 5 * time.Second
+)
 
 // Open returns a client for a replay. It gets the replay's description, and maps its ring if that
 // is possible.
@@ -52,7 +61,7 @@ func Open(ctx context.Context, handle *replayv1raylink.Replay) (*Client, error) 
 	if err := c.layout.Validate(); err != nil {
 		return nil, fmt.Errorf("open replay: %w", err)
 	}
-	c.mapping = mapRing(description)
+	c.mapping, c.described = mapRing(description), time.Now()
 	return c, nil
 }
 
@@ -115,10 +124,15 @@ func (c *Client) lastSeen() (r *ring.Ring, served bool, err error) {
 	if c.closed {
 		return nil, false, ring.ErrClosed
 	}
-	if c.mapping == nil {
-		return nil, true, nil
-	}
 	now := time.Now()
+	if c.mapping == nil {
+		// Other goroutines go on through the node meanwhile.
+		due := now.Sub(c.described) >= remapInterval
+		if due {
+			c.described = now
+		}
+		return nil, !due, nil
+	}
 	if now.Sub(c.mapping.seen) < recheckInterval {
 		return c.mapping.ring, true, nil
 	}
@@ -129,8 +143,8 @@ func (c *Client) lastSeen() (r *ring.Ring, served bool, err error) {
 	return c.mapping.ring, !orphaned, err
 }
 
-// relocate replaces a ring that has ended by the current one, unless another goroutine did so
-// already.
+// relocate replaces a ring that has ended, or none (nil), by the current one, unless another
+// goroutine did so already.
 func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, error) {
 	select {
 	case c.relocating <- struct{}{}:
@@ -142,6 +156,9 @@ func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, er
 		return r, err
 	}
 	description, err := c.handle.Describe(ctx, &replayv1.DescribeRequest{})
+	if err != nil && ended == nil {
+		return nil, nil //nolint:nilnil // go on through the node, whose next call has the error
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the replay's ring is no longer served: %w", err)
 	}
@@ -159,7 +176,7 @@ func (c *Client) changed(ended *ring.Ring) (*ring.Ring, bool, error) {
 	case c.closed:
 		return nil, false, ring.ErrClosed
 	case c.mapping == nil:
-		return nil, true, nil
+		return nil, ended != nil, nil
 	default:
 		return c.mapping.ring, c.mapping.ring != ended, nil
 	}
@@ -176,9 +193,11 @@ func (c *Client) switchTo(m *mapping) (*ring.Ring, error) {
 		}
 		return nil, errors.Join(ring.ErrClosed, m.ring.Close())
 	}
-	c.mapping = m
-	if err := before.ring.Close(); err != nil {
-		return nil, err
+	c.mapping, c.described = m, time.Now()
+	if before != nil {
+		if err := before.ring.Close(); err != nil {
+			return nil, err
+		}
 	}
 	if m == nil {
 		return nil, nil //nolint:nilnil // nil means: go through the node
@@ -189,13 +208,16 @@ func (c *Client) switchTo(m *mapping) (*ring.Ring, error) {
 // with calls local with the current ring, or remote if there is none. It tries again once if the
 // ring has ended meanwhile.
 func (c *Client) with(ctx context.Context, local func(*ring.Ring) error, remote func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	r, err := c.current(ctx)
 	if err != nil {
 		return err
 	}
 	if r != nil {
 		err = local(r)
-		if !errors.Is(err, ring.ErrEnded) && !errors.Is(err, ring.ErrClosed) {
+		if !errors.Is(err, ring.ErrEnded) && !errors.Is(err, ring.ErrClosed) && !errors.Is(err, ring.ErrOrphaned) {
 			return err
 		}
 		if r, err = c.relocate(ctx, r); err != nil {
@@ -204,9 +226,6 @@ func (c *Client) with(ctx context.Context, local func(*ring.Ring) error, remote 
 		if r != nil {
 			return local(r)
 		}
-	}
-	if err := ctx.Err(); err != nil {
-		return err
 	}
 	return ringError(remote())
 }

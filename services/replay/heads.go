@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"time"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/ring"
@@ -31,22 +33,41 @@ type WriteHead struct {
 func (c *Client) Writer() *WriteHead { return &WriteHead{client: c} }
 
 // Append writes a batch's rows, and returns how many were written: all of them if the error is nil.
-// It never waits for room: it returns [ring.ErrNoRoom] if areas or other writers leave none.
+// [Batch.Sequences] then has their sequence numbers; after an error it has those of the rows that
+// were written, which are the first ones.
+//
+// Where areas or other writers leave no room, Append waits until they do, or until the context
+// ends. The error then is a [ring.NoRoomError], which names the processes in the way and how long
+// they have been, and which matches the context's error. If the replay's node dies meanwhile,
+// Append returns an error within a second.
+//
+// The node's death is checked at most once in recheckInterval: rows whose write begins less than a
+// millisecond after the node died are still reported as written, though they are lost.
 func (w *WriteHead) Append(ctx context.Context, batch *Batch) (int, error) {
-	var written int
+	return w.write(ctx, batch, true)
+}
+
+// TryAppend is Append, except that it does not wait: it returns a [ring.NoRoomError] if there is no
+// room for the batch now.
+func (w *WriteHead) TryAppend(ctx context.Context, batch *Batch) (int, error) {
+	return w.write(ctx, batch, false)
+}
+
+func (w *WriteHead) write(ctx context.Context, batch *Batch, wait bool) (int, error) {
+	batch.SetSequences(nil)
 	err := w.client.with(ctx, func(r *ring.Ring) error {
 		if err := w.bind(r); err != nil {
 			return err
 		}
 		var err error
-		written, err = w.head.Append(batch)
+		if wait {
+			_, err = w.head.Append(ctx, batch)
+		} else {
+			_, err = w.head.TryAppend(batch)
+		}
 		return err
-	}, func() error {
-		var err error
-		written, err = w.send(ctx, batch)
-		return err
-	})
-	return written, err
+	}, func() error { return w.send(ctx, batch, wait) })
+	return len(batch.Sequences()), err
 }
 
 func (w *WriteHead) bind(r *ring.Ring) error {
@@ -61,32 +82,73 @@ func (w *WriteHead) bind(r *ring.Ring) error {
 	return nil
 }
 
-// send writes through the node.
-func (w *WriteHead) send(ctx context.Context, batch *Batch) (int, error) {
+// waitAtNode is how long the node waits for room in one call.
+const waitAtNode = 500 * time.Millisecond
+
+// send writes through the node. It sets the batch's sequence numbers, also if it fails.
+func (w *WriteHead) send(ctx context.Context, batch *Batch, wait bool) error {
 	layout := w.client.layout
 	if !layout.SameRows(batch.Layout()) {
-		return 0, fmt.Errorf("%w: its columns are %v, those of the replay %v", ring.ErrBatch, batch.Layout().Columns, layout.Columns)
+		return fmt.Errorf("%w: its columns are %v, those of the replay %v", ring.ErrBatch, batch.Layout().Columns, layout.Columns)
 	}
-	chunk := rowsPerChunk(layout)
+	if uint64(batch.Rows()) > layout.Capacity { //nolint:gosec // not negative
+		return fmt.Errorf("%w: it has %d rows, and the ring %d", ring.ErrBatch, batch.Rows(), layout.Capacity)
+	}
+	chunk, begin := rowsPerChunk(layout), time.Now()
 	sequences := make([]uint64, 0, batch.Rows())
-	for from := 0; from < batch.Rows(); from += chunk {
-		part, err := batch.Slice(from, min(from+chunk, batch.Rows()))
-		if err != nil {
-			return from, err
-		}
+	defer func() { batch.SetSequences(sequences) }()
+	// room is set once the node has refused rows. It then waits until there is room.
+	var room *ring.NoRoomError
+	for len(sequences) < batch.Rows() {
 		// Clone: the caller may modify the batch after Append.
-		res, err := w.client.handle.Write(ctx, &replayv1.WriteRequest{Batch: messageOf(part.Clone())})
+		part, err := batch.Slice(len(sequences), min(len(sequences)+chunk, batch.Rows()))
 		if err != nil {
-			var room *ring.NoRoomError
-			if err = ringError(err); errors.As(err, &room) {
-				from += room.Written
-			}
-			return from, err
+			return err
 		}
+		req := &replayv1.WriteRequest{Batch: messageOf(part.Clone())}
+		if room != nil {
+			req.WaitMs = waitOf(ctx)
+		}
+		res, err := w.client.handle.Write(ctx, req)
 		sequences = append(sequences, res.GetSequence()...)
+		refused := noRoomIn(res, err)
+		switch {
+		case refused != nil:
+			room = refused
+		case err != nil && room != nil && ctx.Err() != nil: // while it waited
+		case err != nil:
+			return err
+		default:
+			continue
+		}
+		room.Rows, room.Written, room.Waited, room.Cause = batch.Rows(), len(sequences), time.Since(begin), ctx.Err()
+		if !wait || room.Cause != nil {
+			return fmt.Errorf("append to ring: %w", room)
+		}
 	}
-	batch.SetSequences(sequences)
-	return batch.Rows(), nil
+	return nil
+}
+
+// waitOf returns how long the node is to wait, in milliseconds: shorter than the context lasts, so
+// that the response arrives before it ends.
+func waitOf(ctx context.Context) uint32 {
+	wait := waitAtNode
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)/2)
+	}
+	return uint32(max(1, wait.Milliseconds())) //nolint:gosec // at most waitAtNode
+}
+
+// noRoomIn returns why the node did not write all rows, or nil if that was not for lack of room.
+func noRoomIn(res *replayv1.WriteResponse, err error) *ring.NoRoomError {
+	if err == nil {
+		if res.GetNoRoom() == nil {
+			return nil
+		}
+		return noRoomOf(res.GetNoRoom())
+	}
+	room, _ := errors.AsType[*ring.NoRoomError](ringError(err))
+	return room
 }
 
 // ReadHead reads a replay. It is not safe for concurrent use.
@@ -160,16 +222,48 @@ func (h *ReadHead) fetchSample(ctx context.Context, n int, into *Batch) error {
 	return nil
 }
 
+// fetchNewest reads the newest rows through the node, in several calls if they are many: the newest
+// ones first.
 func (h *ReadHead) fetchNewest(ctx context.Context, n int, into *Batch) error {
-	if err := h.prepare(n, into); err != nil {
+	if err := h.prepare(n, into); err != nil || n == 0 {
 		return err
 	}
 	n = int(min(uint64(n), h.client.layout.Capacity)) //nolint:gosec // not negative
-	res, err := h.client.handle.Newest(ctx, &replayv1.NewestRequest{Rows: uint32(min(n, 1<<32-1))})
-	if err != nil {
-		return err
+	chunk := rowsPerChunk(h.client.layout)
+	var parts []*Batch
+	var before uint64
+	for left := n; left > 0; {
+		wanted := min(left, chunk)
+		res, err := h.client.handle.Newest(ctx, &replayv1.NewestRequest{Rows: uint32(wanted), Before: before}) //nolint:gosec // at most maxChunk
+		if err != nil {
+			return err
+		}
+		part, err := batchOf(h.client.layout, res.GetBatch())
+		if err != nil {
+			return fmt.Errorf("invalid response from the replay: %w", err)
+		}
+		if part.Rows() > 0 {
+			if len(part.Sequences()) != part.Rows() || part.Rows() > wanted {
+				return fmt.Errorf("invalid response from the replay: %w: %d rows and %d sequence numbers instead of %d",
+					ring.ErrBatch, part.Rows(), len(part.Sequences()), wanted)
+			}
+			parts = append(parts, part)
+			before = part.Sequences()[0]
+			left -= part.Rows()
+		}
+		if part.Rows() < wanted || before == 0 {
+			break
+		}
 	}
-	return h.add(res.GetBatch(), into)
+	if len(parts) == 0 {
+		return ring.ErrEmpty
+	}
+	for _, part := range slices.Backward(parts) {
+		if err := into.AppendRows(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prepare checks a batch that is to receive n rows, and empties it.
@@ -177,8 +271,8 @@ func (h *ReadHead) prepare(n int, into *Batch) error {
 	if !h.client.layout.SameRows(into.Layout()) {
 		return fmt.Errorf("%w: its columns are %v, those of the replay %v", ring.ErrBatch, into.Layout().Columns, h.client.layout.Columns)
 	}
-	if n <= 0 {
-		return fmt.Errorf("%w: batch of %d rows", ring.ErrBatch, n)
+	if n < 0 {
+		return fmt.Errorf("%w: a batch of %d rows", ring.ErrBatch, n)
 	}
 	return into.Resize(0)
 }

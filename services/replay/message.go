@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -84,31 +85,65 @@ func batchOf(layout ring.Layout, message *replayv1.Batch) (*ring.Batch, error) {
 
 func detailOf(e *ring.NoRoomError) *replayv1.NoRoom {
 	detail := &replayv1.NoRoom{Rows: uint64(e.Rows), Written: uint64(e.Written), Capacity: e.Capacity, Held: e.Held} //nolint:gosec // not negative
-	for _, pid := range e.Holders {
-		detail.Holders = append(detail.Holders, int64(pid))
+	for _, h := range e.Holders {
+		detail.Holders = append(detail.Holders, int64(h.PID))
+		detail.HeldBy = append(detail.HeldBy, &replayv1.Holder{Pid: int64(h.PID), Rows: h.Rows, AgeNs: uint64(h.Age)}) //nolint:gosec // not negative
+	}
+	for _, pid := range e.Writers {
+		detail.Writers = append(detail.Writers, int64(pid))
 	}
 	return detail
 }
 
+// noRoomOf is the inverse of detailOf.
+func noRoomOf(detail *replayv1.NoRoom) *ring.NoRoomError {
+	e := &ring.NoRoomError{
+		Rows: int(detail.GetRows()), Written: int(detail.GetWritten()), Capacity: detail.GetCapacity(), Held: detail.GetHeld(), //nolint:gosec // an error text
+	}
+	for _, h := range detail.GetHeldBy() {
+		e.Holders = append(e.Holders, ring.Holder{PID: int(h.GetPid()), Rows: h.GetRows(), Age: time.Duration(h.GetAgeNs())}) //nolint:gosec // an error text
+	}
+	for _, pid := range detail.GetWriters() {
+		e.Writers = append(e.Writers, int(pid))
+	}
+	return e
+}
+
 // ringError converts an error from the node to the one that a ring on this machine would return.
 func ringError(err error) error {
-	var remote *connect.Error
-	if !errors.As(err, &remote) {
+	remote, ok := errors.AsType[*connect.Error](err)
+	if !ok {
 		return err
 	}
 	for _, detail := range remote.Details() {
-		message, err := connectproto.UnmarshalErrorDetail(detail)
-		room, ok := message.(*replayv1.NoRoom)
-		if err != nil || !ok {
+		message, unmarshalErr := connectproto.UnmarshalErrorDetail(detail)
+		if unmarshalErr != nil {
 			continue
 		}
-		noRoom := &ring.NoRoomError{
-			Rows: int(room.GetRows()), Written: int(room.GetWritten()), Capacity: room.GetCapacity(), Held: room.GetHeld(), //nolint:gosec // an error text
+		switch m := message.(type) {
+		case *replayv1.NoRoom:
+			return fmt.Errorf("%w (%w)", noRoomOf(m), remote)
+		case *replayv1.Failure:
+			if reason := reasonError(m.GetReason()); reason != nil {
+				return fmt.Errorf("%w (%w)", reason, remote)
+			}
 		}
-		for _, pid := range room.GetHolders() {
-			noRoom.Holders = append(noRoom.Holders, int(pid))
-		}
-		return fmt.Errorf("%w (%w)", noRoom, remote)
 	}
 	return err
+}
+
+// reasonError returns the ring's error for a reason, or nil if the reason is unknown.
+func reasonError(reason replayv1.Reason) error {
+	switch reason {
+	case replayv1.Reason_REASON_BATCH:
+		return ring.ErrBatch
+	case replayv1.Reason_REASON_LAYOUT:
+		return ring.ErrLayout
+	case replayv1.Reason_REASON_ENDED:
+		return ring.ErrEnded
+	case replayv1.Reason_REASON_CLOSED:
+		return ring.ErrClosed
+	case replayv1.Reason_REASON_UNSPECIFIED:
+	}
+	return nil
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/proto"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
@@ -42,16 +44,33 @@ func (n *node) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.D
 	}, nil
 }
 
+// maxWait is the maximum time that a write waits at the node. A client that has to wait longer
+// calls again, and in between it gets to know which processes are in its way.
+const maxWait = time.Second
+
 // Write appends rows.
-func (n *node) Write(_ context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
+func (n *node) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
 	batch, err := batchOf(n.ring.Layout(), req.GetBatch())
 	if err != nil {
 		return nil, connectError(err)
 	}
-	if _, err := n.writer.Append(batch); err != nil {
+	if wait := time.Duration(req.GetWaitMs()) * time.Millisecond; wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, min(wait, maxWait))
+		defer cancel()
+		_, err = n.writer.Append(ctx, batch)
+	} else {
+		_, err = n.writer.TryAppend(batch)
+	}
+	res := &replayv1.WriteResponse{Sequence: batch.Sequences()}
+	if room, ok := errors.AsType[*ring.NoRoomError](err); ok && room.Written > 0 {
+		res.NoRoom = detailOf(room)
+		return res, nil
+	}
+	if err != nil {
 		return nil, connectError(err)
 	}
-	return &replayv1.WriteResponse{Sequence: batch.Sequences()}, nil
+	return res, nil
 }
 
 // Sample draws random rows.
@@ -70,13 +89,18 @@ func (n *node) Sample(_ context.Context, req *replayv1.SampleRequest) (*replayv1
 // Newest reads the newest rows.
 func (n *node) Newest(_ context.Context, req *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
 	rows := uint32(min(uint64(req.GetRows()), n.ring.Layout().Capacity)) //nolint:gosec // not more than a uint32
-	batch, err := n.read(rows, func(h *ring.ReadHead, into *ring.Batch) error { return h.Newest(int(rows), into) })
+	batch, err := n.read(rows, func(h *ring.ReadHead, into *ring.Batch) error {
+		if req.GetBefore() == 0 {
+			return h.Newest(int(rows), into)
+		}
+		return h.NewestBefore(req.GetBefore(), int(rows), into)
+	})
 	return &replayv1.NewestResponse{Batch: batch}, err
 }
 
 // read reads up to the given number of rows into a message.
 func (n *node) read(rows uint32, read func(*ring.ReadHead, *ring.Batch) error) (*replayv1.Batch, error) {
-	if uint64(rows)*n.rowSize > maxResponse {
+	if rows > 1 && uint64(rows)*n.rowSize > maxResponse {
 		return nil, connect.Errorf(connect.CodeResourceExhausted,
 			"read %d rows of %d bytes: they exceed the %d bytes that fit into one response", rows, n.rowSize, uint64(maxResponse))
 	}
@@ -99,17 +123,26 @@ func connectError(err error) error {
 	var room *ring.NoRoomError
 	switch {
 	case errors.As(err, &room):
-		connectErr := connect.NewError(connect.CodeResourceExhausted, err.Error()).WithCause(err)
-		detail, detailErr := connectproto.NewErrorDetail(detailOf(room))
-		if detailErr != nil {
-			return connectErr
-		}
-		return connectErr.WithDetail(detail)
-	case errors.Is(err, ring.ErrBatch), errors.Is(err, ring.ErrLayout):
-		return connect.NewError(connect.CodeInvalidArgument, err.Error()).WithCause(err)
-	case errors.Is(err, ring.ErrEnded), errors.Is(err, ring.ErrClosed):
-		return connect.NewError(connect.CodeUnavailable, err.Error()).WithCause(err)
+		return withDetail(connect.CodeResourceExhausted, err, detailOf(room))
+	case errors.Is(err, ring.ErrBatch):
+		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_BATCH})
+	case errors.Is(err, ring.ErrLayout):
+		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_LAYOUT})
+	case errors.Is(err, ring.ErrEnded):
+		return withDetail(connect.CodeUnavailable, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_ENDED})
+	case errors.Is(err, ring.ErrClosed):
+		return withDetail(connect.CodeUnavailable, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_CLOSED})
 	default:
 		return err
 	}
+}
+
+// withDetail returns a connect error from which ringError restores the ring's.
+func withDetail(code connect.Code, err error, message proto.Message) error {
+	connectErr := connect.NewError(code, err.Error()).WithCause(err)
+	detail, detailErr := connectproto.NewErrorDetail(message)
+	if detailErr != nil {
+		return connectErr
+	}
+	return connectErr.WithDetail(detail)
 }

@@ -2,98 +2,189 @@ package ring
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math/bits"
 	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
 // An area is a set of rows that are read in place: one range, or a few. The file has a small table
 // of ranges. An entry consists of an owner mark (a stamp and a participant's index; 0 if the entry
-// is free), the first row and the number of rows. A bit in one word activates the entry.
+// is free), the first row, the number of rows, and when the entry was taken. A bit activates the
+// entry.
 //
-// To hold an area, a reader allocates a free entry, writes the range, sets the bit, and only then
-// loads the rows' words: a row that is complete now stays so. A writer makes a row's word odd
-// before it loads the bits. So either the writer sees the bit and backs out, or the reader found
-// the word odd or changed. This is Dekker's algorithm. It requires both loads to be sequentially
-// consistent with both stores, which Go's atomics are.
+// To hold an area, a reader allocates a free entry, writes the range, sets the bit, increments the
+// epoch, and only then loads the rows' words: a row that is complete now stays so.
 //
-// The area of a dead participant is reclaimed by any participant that finds it in its way. It first
-// replaces the mark it saw by its own, with compare-and-swap: only one participant succeeds, and
-// none clears the bit of an entry that was reallocated in between.
+// A writer loads the epoch, then the active ranges, and allocates positions that none of them
+// contains. For each of these it makes the row's word odd, and then loads the epoch again. If it is
+// unchanged, no range was activated in between, and the row is not held. If it has changed, the
+// writer checks all active ranges. So either the writer sees the area and backs out, or the reader
+// found the word odd or changed. This is Dekker's algorithm. It requires both loads to be
+// sequentially consistent with both stores, which Go's atomics are. What a writer knows about areas
+// stays valid until the epoch changes, because releasing an area only makes more rows writable. So
+// held areas cost a writer nothing per row.
+//
+// # Dead holders
+//
+// Asking the kernel whether a holder is alive (participant.go) costs more than writing a row. It is
+// asked only when it matters: when a write finds no room, when the table of areas is full, and when
+// statistics are collected. So that a dead holder's rows do not stay unused for ever, a writer that
+// has to skip an area also asks, at most once every sweepInterval for the whole machine.
+//
+// The area of a dead participant is reclaimed by the participant that finds out. It first replaces
+// the mark it saw by its own, with compare-and-swap: only one participant succeeds, and none clears
+// the bit of an entry that was reallocated in between.
 
-// maxAreas is the number of bits in a word.
-const maxAreas = 64
+const (
+	// maxAreas is the number of entries of the table.
+	maxAreas    = 256
+	activeWords = maxAreas / 64
+	// sweepInterval is how often the holders of areas are checked where there is room.
+	sweepInterval = time.Second
+)
 
 type areaMark uint64
 
 func newAreaMark(stamp uint64, participant int) areaMark {
-	return areaMark(stamp<<8 | uint64(participant)) //nolint:gosec // a participant is a byte
+	return areaMark(stamp<<participantBits | uint64(participant)) //nolint:gosec // a participant has that many bits
 }
 
-func (m areaMark) participant() int { return int(m & 0xff) }
+func (m areaMark) participant() int { return int(m & noParticipant) }
 
 func (r *Ring) areaOffset(i int) uint64 {
-	return r.head.geometry.areas + uint64(i)*areaSize //nolint:gosec // 0 to 63
+	return r.head.geometry.areas + uint64(i)*areaSize //nolint:gosec // 0 to 255
 }
 
 func (r *Ring) areaOwner(i int) *atomic.Uint64 { return at(r.control, r.areaOffset(i)) }
 func (r *Ring) areaFirst(i int) *atomic.Uint64 { return at(r.control, r.areaOffset(i)+8) }
 func (r *Ring) areaCount(i int) *atomic.Uint64 { return at(r.control, r.areaOffset(i)+16) }
 
-// active returns the set of entries whose rows writers must skip, one bit each.
-func (r *Ring) active() uint64 {
-	return r.counter(counterActive).Load()
+// areaSince is when the entry was allocated, in nanoseconds since boot.
+func (r *Ring) areaSince(i int) *atomic.Uint64 { return at(r.control, r.areaOffset(i)+24) }
+
+// activeWord is the i-th word of the set of active entries.
+func (r *Ring) activeWord(i int) *atomic.Uint64 {
+	return at(r.control, r.head.geometry.counters+uint64(counterActive)*cacheLine+uint64(i)*8) //nolint:gosec // 0 to 3
 }
 
-// inArea returns the area that holds a row, if any.
-func (r *Ring) inArea(slot uint64) (int, bool) {
-	for active := r.active(); active != 0; active &= active - 1 {
-		i := bits.TrailingZeros64(active)
-		if r.offsetInArea(i, slot) < r.areaCount(i).Load() {
-			return i, true
+// entrySet is a set of entries of the table of areas, a bit each.
+type entrySet [activeWords]uint64
+
+func (s entrySet) with(entry int) entrySet {
+	s[entry/64] |= 1 << (entry % 64)
+	return s
+}
+
+// all iterates over the entries of the set.
+func (s entrySet) all(yield func(int) bool) {
+	for i, bitmap := range s {
+		for ; bitmap != 0; bitmap &= bitmap - 1 {
+			if !yield(i*64 + bits.TrailingZeros64(bitmap)) {
+				return
+			}
 		}
 	}
-	return 0, false
+}
+
+// active returns the entries whose rows writers must skip.
+func (r *Ring) active() entrySet {
+	var s entrySet
+	for i := range s {
+		s[i] = r.activeWord(i).Load()
+	}
+	return s
+}
+
+// activate makes writers skip the rows of entries.
+func (r *Ring) activate(s entrySet) {
+	for i, bitmap := range s {
+		if bitmap != 0 {
+			r.activeWord(i).Or(bitmap)
+		}
+	}
+	r.counter(counterEpoch).Add(1)
+}
+
+func (r *Ring) deactivate(s entrySet) {
+	for i, bitmap := range s {
+		if bitmap != 0 {
+			r.activeWord(i).And(^bitmap)
+		}
+	}
+}
+
+// epoch changes whenever an area is activated.
+func (r *Ring) epoch() uint64 { return r.counter(counterEpoch).Load() }
+
+// inArea reports whether an area holds a row.
+func (r *Ring) inArea(slot uint64) bool {
+	for i := range r.active().all {
+		if r.offsetInArea(i, slot) < r.areaCount(i).Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // offsetInArea returns the distance of a row from the area's first row, modulo the capacity.
 func (r *Ring) offsetInArea(i int, slot uint64) uint64 {
 	capacity := r.head.layout.Capacity
-	return (slot + capacity - r.areaFirst(i).Load()%capacity) % capacity
-}
-
-// ahead returns how many rows from slot on are held (blocked), or if slot is not held, how many
-// rows are free before the next area.
-func (r *Ring) ahead(slot uint64) (blocked, free uint64) {
-	capacity := r.head.layout.Capacity
-	free = capacity
-	for active := r.active(); active != 0; active &= active - 1 {
-		i := bits.TrailingZeros64(active)
-		if r.reaped(i) {
-			continue
-		}
-		into, count := r.offsetInArea(i, slot), min(r.areaCount(i).Load(), capacity)
-		if into < count {
-			return count - into, 0
-		}
-		free = min(free, capacity-into)
+	first := r.areaFirst(i).Load()
+	if first >= capacity { // another process wrote it
+		first %= capacity
 	}
-	return 0, free
+	if slot < first {
+		slot += capacity
+	}
+	return slot - first
 }
 
-// heldRows returns the number of rows held by areas; overlaps count once.
+// survey is what a writer knows about areas: that none of them contains the positions [from, to).
+// It is valid as long as the epoch is unchanged.
+type survey struct {
+	epoch, from, to uint64
+	// held is an upper bound of the number of held rows.
+	held uint64
+}
+
+// survey returns how many rows from a position on are held (blocked), or if there are none, how
+// many follow that are not.
+func (r *Ring) survey(position uint64) (s *survey, blocked uint64) {
+	capacity := r.head.layout.Capacity
+	s = &survey{epoch: r.epoch(), from: position} // the epoch first: see above
+	slot, free := position%capacity, capacity
+	for i := range r.active().all {
+		into, count := r.offsetInArea(i, slot), min(r.areaCount(i).Load(), capacity)
+		s.held += count
+		if into < count {
+			blocked = max(blocked, count-into)
+		} else {
+			free = min(free, capacity-into)
+		}
+	}
+	s.to = position + free
+	return s, blocked
+}
+
+// heldRows returns the number of rows held by areas; overlaps count once. It does not check whether
+// their holders are alive.
 func (r *Ring) heldRows() uint64 {
+	return r.heldBy(r.active())
+}
+
+// heldBy returns the number of rows of some entries; overlaps count once.
+func (r *Ring) heldBy(entries entrySet) uint64 {
 	capacity := r.head.layout.Capacity
 	type interval struct{ from, to uint64 }
 	var intervals []interval
-	for active := r.active(); active != 0; active &= active - 1 {
-		i := bits.TrailingZeros64(active)
-		if r.reaped(i) {
-			continue
-		}
+	for i := range entries.all {
 		from := r.areaFirst(i).Load() % capacity
 		to := from + min(r.areaCount(i).Load(), capacity)
 		intervals = append(intervals, interval{from, min(to, capacity)}, interval{0, to - min(to, capacity)})
@@ -107,43 +198,78 @@ func (r *Ring) heldRows() uint64 {
 	return held
 }
 
-// reaped reports whether an area's participant is dead, and if so reclaims the area. Only a
-// participant reclaims: the mark of any other process would look like that of a dead one.
-func (r *Ring) reaped(i int) bool {
-	mark := areaMark(r.areaOwner(i).Load())
-	if mark == 0 || !r.knownDead(mark.participant()) {
-		return false
+// sweep reclaims the areas of dead participants, unless a process did so less than sweepInterval
+// ago.
+func (r *Ring) sweep() {
+	// This process's clock first: the one that all processes share needs a system call.
+	local, checked := time.Now().UnixNano(), r.sweepChecked.Load()
+	if since := local - checked; since >= 0 && since < int64(sweepInterval)/8 || !r.sweepChecked.CompareAndSwap(checked, local) {
+		return
 	}
-	if r.self != noParticipant {
-		r.reclaim(i, mark)
+	now, swept := uint64(mapfile.Boottime()), r.counter(counterSwept) //nolint:gosec // positive
+	last := swept.Load()
+	if now-last < uint64(sweepInterval) || !swept.CompareAndSwap(last, now) {
+		return
 	}
-	return true
+	r.reclaimDead()
+}
+
+// reclaimDead reclaims the areas of dead participants, and returns the active ones of participants
+// that are alive. Only a participant reclaims: the mark of any other process would look like that
+// of a dead one.
+func (r *Ring) reclaimDead() entrySet {
+	live, active := entrySet{}, r.active()
+	dead := make(map[int]bool)
+	for i := range maxAreas {
+		mark := areaMark(r.areaOwner(i).Load())
+		if mark == 0 {
+			continue
+		}
+		isDead, known := dead[mark.participant()]
+		if !known {
+			isDead = r.knownDead(mark.participant())
+			dead[mark.participant()] = isDead
+		}
+		switch {
+		case !isDead:
+			live = live.with(i)
+		case r.self != noParticipant:
+			r.reclaim(i, mark)
+		}
+	}
+	for i := range live {
+		live[i] &= active[i]
+	}
+	return live
 }
 
 // allocateEntries allocates up to n entries. If there are none, the error lists their holders.
-func (r *Ring) allocateEntries(n int) ([]int, areaMark, error) {
-	mine := newAreaMark(r.counter(counterStamp).Add(1), r.self)
-	var taken []int
-	for i := range maxAreas {
-		if r.areaOwner(i).Load() != 0 && !r.reaped(i) {
-			continue
-		}
-		if r.areaOwner(i).CompareAndSwap(0, uint64(mine)) {
-			taken = append(taken, i)
-		}
-		if len(taken) == n {
-			break
-		}
+func (r *Ring) allocateEntries(n int, mine areaMark) ([]int, error) {
+	taken := r.takeEntries(n, mine)
+	if len(taken) == 0 {
+		r.reclaimDead()
+		taken = r.takeEntries(n, mine)
 	}
 	if len(taken) == 0 {
-		return nil, 0, fmt.Errorf("%w: %d, by the processes %v", ErrTooManyAreas, maxAreas, r.holders())
+		return nil, fmt.Errorf("%w: all %d are in use; %s", ErrTooManyAreas, maxAreas, holderText(r.holders()))
 	}
-	return taken, mine, nil
+	return taken, nil
+}
+
+func (r *Ring) takeEntries(n int, mine areaMark) []int {
+	var taken []int
+	for i := 0; i < maxAreas && len(taken) < n; i++ {
+		if r.areaOwner(i).Load() == 0 && r.areaOwner(i).CompareAndSwap(0, uint64(mine)) {
+			r.areaSince(i).Store(uint64(mapfile.Boottime())) //nolint:gosec // positive
+			taken = append(taken, i)
+		}
+	}
+	return taken
 }
 
 // releaseEntry frees an entry that carries the caller's mark.
 func (r *Ring) releaseEntry(i int, mine areaMark) {
-	r.counter(counterActive).And(^(uint64(1) << i))
+	r.deactivate(entrySet{}.with(i))
 	r.areaOwner(i).CompareAndSwap(uint64(mine), 0)
 }
 
@@ -155,16 +281,29 @@ func (r *Ring) reclaim(i int, seen areaMark) {
 	}
 }
 
-// holders returns the ids of the processes that hold areas.
-func (r *Ring) holders() []int {
-	var pids []int
+// holders returns the processes that hold areas, those that have held them longest first.
+func (r *Ring) holders() []Holder {
+	now := uint64(mapfile.Boottime()) //nolint:gosec // positive
+	entries := make(map[int]entrySet)
+	ages := make(map[int]time.Duration)
 	for i := range maxAreas {
-		if mark := areaMark(r.areaOwner(i).Load()); mark != 0 && mark.participant() != noParticipant {
-			pids = append(pids, int(r.participantState(mark.participant()).Load())) //nolint:gosec // a process id, for a message
+		mark := areaMark(r.areaOwner(i).Load())
+		if mark == 0 || mark.participant() == noParticipant {
+			continue
 		}
+		pid := r.processID(mark.participant())
+		entries[pid] = entries[pid].with(i)
+		since := r.areaSince(i).Load()
+		ages[pid] = max(ages[pid], time.Duration(now-min(since, now))) //nolint:gosec // since boot
 	}
-	slices.Sort(pids)
-	return slices.Compact(pids)
+	holders := make([]Holder, 0, len(entries))
+	for pid, s := range entries {
+		holders = append(holders, Holder{PID: pid, Rows: r.heldBy(s), Age: ages[pid]})
+	}
+	slices.SortFunc(holders, func(a, b Holder) int {
+		return cmp.Or(cmp.Compare(b.Age, a.Age), cmp.Compare(a.PID, b.PID))
+	})
+	return holders
 }
 
 // Area is a set of rows that can be read in place. Writers skip them until it is released. Release
@@ -213,9 +352,14 @@ const (
 )
 
 // Hold makes the newest n rows an area. The area has fewer rows if fewer are readable, or if
-// writers keep overwriting them meanwhile. Hold returns [ErrEmpty] if there are none, and
-// [ErrTooManyAreas] with the current holders if the table of areas is full.
-func (h *ReadHead) Hold(n int) (*Area, error) {
+// writers keep overwriting them meanwhile. Hold returns [ErrEmpty] if there are none,
+// [ErrTooManyAreas] with the current holders if the table of areas is full, and the context's error
+// if it ends first.
+//
+// What it costs depends on the number of rows, not on their age. Rows that lie apart need several
+// entries of the table. Where they need more than four, the area includes the rows between those
+// that lie closest together.
+func (h *ReadHead) Hold(ctx context.Context, n int) (*Area, error) {
 	r := h.ring
 	if err := r.pinAsParticipant(); err != nil {
 		return nil, err
@@ -227,13 +371,14 @@ func (h *ReadHead) Hold(n int) (*Area, error) {
 	if n <= 0 {
 		return nil, fmt.Errorf("%w: area of %d rows", ErrBatch, n)
 	}
-	entries, mark, err := r.allocateEntries(maxPieces)
-	if err != nil {
-		return nil, err
-	}
-	area := &Area{ring: r, entries: entries, mark: mark}
+	area := &Area{ring: r, mark: newAreaMark(r.counter(counterStamp).Add(1), r.self)}
 	for try := range holdTries {
-		if area.tryHold(uint64(n), try == holdTries-1) {
+		done, err := area.tryHold(ctx, uint64(n), try == holdTries-1)
+		if err != nil {
+			area.releaseEntries(0)
+			return nil, fmt.Errorf("hold the newest %d rows of the ring: %w", n, err)
+		}
+		if done {
 			r.held.Add(1)
 			return area, nil
 		}
@@ -244,33 +389,42 @@ func (h *ReadHead) Hold(n int) (*Area, error) {
 
 // tryHold puts the area around the newest n rows. It fails if writers claimed some of them before
 // they saw the area; on the last try, it accepts the rows that are left.
-func (a *Area) tryHold(n uint64, last bool) bool {
+func (a *Area) tryHold(ctx context.Context, n uint64, last bool) (bool, error) {
 	r := a.ring
-	ranges, found := r.newest(n)
+	ranges, found, err := r.newest(ctx, n, maxSequence)
+	if err != nil {
+		return false, err
+	}
 	if found == 0 {
-		return false
+		return false, ErrEmpty
 	}
-	ranges = mergeRanges(ranges, len(a.entries))
-	var active uint64
-	for i, piece := range ranges {
+	if missing := min(len(ranges), maxPieces) - len(a.entries); missing > 0 {
+		entries, err := r.allocateEntries(missing, a.mark)
+		if err != nil && len(a.entries) == 0 {
+			return false, err
+		}
+		a.entries = append(a.entries, entries...)
+	}
+	var active entrySet
+	pieces := r.mergeSlots(ranges, len(a.entries))
+	for i, piece := range pieces {
 		entry := a.entries[i]
-		r.areaFirst(entry).Store(piece.from % r.head.layout.Capacity)
-		r.areaCount(entry).Store(min(piece.to-piece.from, r.head.layout.Capacity))
-		active |= 1 << entry
+		r.areaFirst(entry).Store(piece.first)
+		r.areaCount(entry).Store(piece.count)
+		active = active.with(entry)
 	}
-	r.counter(counterActive).Or(active)
+	r.activate(active)
 	for range 2 {
 		var rows uint64
 		a.spans, rows = r.spans(ranges)
-		if rows >= found || last && rows > 0 {
-			a.spans = trimOldest(a.spans, rows, n)
-			a.releaseEntries(len(ranges))
-			return true
+		if rows == found || last && rows > 0 {
+			a.releaseEntries(len(pieces))
+			return true, nil
 		}
 		runtime.Gosched() // a writer that saw the bits may be about to restore a word
 	}
-	r.counter(counterActive).And(^active)
-	return false
+	r.deactivate(active)
+	return false, nil
 }
 
 // releaseEntries frees all entries from an index on.
@@ -281,84 +435,58 @@ func (a *Area) releaseEntries(from int) {
 	a.entries = a.entries[:from]
 }
 
-// positions is the half-open range [from, to).
-type positions struct{ from, to uint64 }
+// slots are count slots from first on, modulo the capacity.
+type slots struct{ first, count uint64 }
 
-// newest finds the newest n complete rows. It returns ranges that contain no other rows, newest
-// first, and the number of rows.
-func (r *Ring) newest(n uint64) (ranges []positions, found uint64) {
-	head := r.counter(counterHead).Load()
-	oldest := head - min(head, r.head.layout.Capacity)
-	for p := head; p > oldest && found < n; p-- {
-		if word(r.wordAt(r.all, (p-1)%r.head.layout.Capacity).Load()).holds(p - 1) {
-			ranges = addPosition(ranges, p-1)
-			found++
+// mergeSlots returns at most n pieces that contain all rows of the ranges, and as few others as
+// possible.
+func (r *Ring) mergeSlots(ranges []positions, n int) []slots {
+	capacity := r.head.layout.Capacity
+	pieces := make([]slots, len(ranges))
+	for i, p := range ranges {
+		pieces[i] = slots{first: p.from % capacity, count: p.to - p.from}
+	}
+	if len(pieces) <= n {
+		return pieces
+	}
+	slices.SortFunc(pieces, func(a, b slots) int { return cmp.Compare(a.first, b.first) })
+	// gap is the number of slots between a piece and its successor, around the ring's end.
+	gap := func(i int) uint64 {
+		end, next := pieces[i].first+pieces[i].count, pieces[(i+1)%len(pieces)].first
+		if next < end {
+			next += capacity
 		}
+		return next - end
 	}
-	if found < n && oldest > 0 {
-		older := r.olderThan(oldest)
-		older = older[:min(uint64(len(older)), n-found)]
-		for _, p := range older {
-			ranges = addPosition(ranges, p)
+	order := make([]int, len(pieces))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(gap(b), gap(a)) })
+	order = order[:n] // those whose gaps remain
+	slices.Sort(order)
+	merged := make([]slots, n)
+	for i, last := range order {
+		first := (order[(i+n-1)%n] + 1) % len(pieces)
+		end := pieces[last].first + pieces[last].count
+		if last < first {
+			end += capacity
 		}
-		found += uint64(len(older))
-	}
-	return ranges, found
-}
-
-// olderThan returns the complete rows that survived the last round because writers skipped them,
-// newest first.
-func (r *Ring) olderThan(oldest uint64) []uint64 {
-	var older []uint64
-	for slot := range r.head.layout.Capacity {
-		if w := word(r.wordAt(r.all, slot).Load()); w.readable() && w.sequence() < oldest {
-			older = append(older, w.sequence())
-		}
-	}
-	slices.Sort(older)
-	slices.Reverse(older)
-	return older
-}
-
-// addPosition adds the next older position to ranges, newest first.
-func addPosition(ranges []positions, p uint64) []positions {
-	if k := len(ranges) - 1; k >= 0 && ranges[k].from == p+1 {
-		ranges[k].from = p
-		return ranges
-	}
-	return append(ranges, positions{from: p, to: p + 1})
-}
-
-// mergeRanges reduces ranges, newest first, to at most n by closing the smallest gaps between them.
-func mergeRanges(ranges []positions, n int) []positions {
-	if len(ranges) <= n {
-		return ranges
-	}
-	gaps := make([]uint64, 0, len(ranges)-1)
-	for i := range len(ranges) - 1 {
-		gaps = append(gaps, ranges[i].from-ranges[i+1].to)
-	}
-	slices.Sort(gaps)
-	small := gaps[len(gaps)-n] // n-1 gaps may remain; none larger than this is closed
-	merged := ranges[:1:1]
-	for _, next := range ranges[1:] {
-		last := &merged[len(merged)-1]
-		if last.from-next.to <= small {
-			last.from = next.from
-			continue
-		}
-		merged = append(merged, next)
+		merged[i] = slots{first: pieces[first].first, count: end - pieces[first].first}
 	}
 	return merged
 }
 
-// spans returns the complete rows in ranges of positions (newest range first) as contiguous pieces,
-// oldest first.
+// spans returns the rows of ranges (newest range first) that are still complete as contiguous
+// pieces, oldest first.
 func (r *Ring) spans(ranges []positions) (spans []Span, rows uint64) {
 	capacity := r.head.layout.Capacity
 	for _, piece := range slices.Backward(ranges) {
-		for p := piece.from; p < piece.to; p++ {
-			slot := p % capacity
+		slot := piece.from % capacity
+		for p := piece.from; p < piece.to; p, slot = p+1, slot+1 {
+			if slot == capacity {
+				slot = 0
+			}
 			if !word(r.wordAt(r.all, slot).Load()).holds(p) {
 				continue
 			}
@@ -371,19 +499,6 @@ func (r *Ring) spans(ranges []positions) (spans []Span, rows uint64) {
 		}
 	}
 	return spans, rows
-}
-
-// trimOldest drops the oldest rows until n are left.
-func trimOldest(spans []Span, rows, n uint64) []Span {
-	for rows > n {
-		s := &spans[0]
-		drop := min(rows-n, uint64(s.rows))                                   //nolint:gosec // positive
-		s.slot, s.first, s.rows = s.slot+drop, s.first+drop, s.rows-int(drop) //nolint:gosec // at most s.rows
-		if rows -= drop; s.rows == 0 {
-			spans = spans[1:]
-		}
-	}
-	return spans
 }
 
 // Rows returns the number of rows.

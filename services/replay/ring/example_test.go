@@ -1,6 +1,7 @@
 package ring_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -41,7 +42,7 @@ func Example() {
 		return
 	}
 	// An area is read in place, without a copy. Writers skip its rows until it is released.
-	area, err := reader.Hold(3)
+	area, err := reader.Hold(context.Background(), 3)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -83,6 +84,6 @@ func appendRows(r *ring.Ring) error {
 	if err != nil {
 		return err
 	}
-	_, err = writer.Append(batch)
+	_, err = writer.Append(context.Background(), batch)
 	return err
 }

@@ -12,6 +12,7 @@ import (
 //	counters       a cache line each
 //	areas          which rows are held: area.go
 //	participants   which mappings write or hold: participant.go
+//	blocks         a summary of every 4096 rows: block.go
 //	words          one for each row: word.go
 //	columns        one block for each column, row after row
 //
@@ -31,14 +32,21 @@ type counter uint64
 const (
 	// counterHead is the next position to be allocated to a writer.
 	counterHead counter = iota
-	// counterActive has a bit for each area whose rows writers must skip.
+	// counterActive has a bit for each area whose rows writers must skip: several words, in one
+	// cache line.
 	counterActive
+	// counterEpoch is how often areas were activated.
+	counterEpoch
 	// counterStamp is the stamp most recently given to an area.
 	counterStamp
 	counterSkipped
 	counterRefused
 	counterTakenOver
 	counterEnded
+	// counterSwept is when the areas' holders were last checked, in nanoseconds since boot.
+	counterSwept
+	// counterParticipants is one more than the highest index that a participant has had.
+	counterParticipants
 	counters
 )
 
@@ -47,7 +55,7 @@ type block struct{ offset, size uint64 }
 
 // geometry holds the offsets and sizes of a file's parts.
 type geometry struct {
-	counters, areas, participants uint64
+	counters, areas, participants, blocks uint64
 	// words is where the rows' words begin; all before it is the control part.
 	words   uint64
 	columns []block
@@ -63,7 +71,8 @@ func newGeometry(layout Layout) (geometry, error) {
 	g.counters = roundUp(headerLength(layout), page)
 	g.areas = g.counters + roundUp(uint64(counters)*cacheLine, page)
 	g.participants = g.areas + maxAreas*areaSize
-	g.words = roundUp(g.participants+maxParticipants*participantSize, page)
+	g.blocks = roundUp(g.participants+maxParticipants*participantSize, page)
+	g.words = roundUp(g.blocks+blocksOf(layout.Capacity)*blockSummary, page)
 	end, err := blockEnd(g.words, layout.Capacity, wordSize)
 	if err != nil {
 		return geometry{}, err

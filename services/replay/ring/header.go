@@ -21,7 +21,7 @@ import (
 //	80  columns: dtype uint8, rank uint8, length of name uint16, dimensions uint64 each, name
 const (
 	magic         = "RLRING\r\n"
-	formatVersion = 1
+	formatVersion = 2
 	fixedHeader   = 80
 	fixedColumn   = 4
 	// maxHeader is an upper bound of the header's length.
@@ -41,6 +41,15 @@ func newHeader(layout Layout) (header, error) {
 		return header{}, err
 	}
 	return header{layout: layout.clone(), geometry: g}, nil
+}
+
+// run returns how many positions a writer allocates at once: see maxRun.
+func (h *header) run() uint64 {
+	var row uint64
+	for _, c := range h.geometry.columns {
+		row += c.size
+	}
+	return max(1, min(maxRun, maxRunBytes/max(row, 1)))
 }
 
 func headerLength(layout Layout) uint64 {
@@ -86,7 +95,7 @@ func parseHeader(b []byte, fileSize int64) (header, error) {
 		return header{}, fmt.Errorf("%w: wrong magic number", ErrFormat)
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {
-		return header{}, fmt.Errorf("%w: format version %d, but this program supports only version %d", ErrFormat, v, formatVersion)
+		return header{}, fmt.Errorf("%w: format version %d, but this program supports only version %d: create the ring again", ErrFormat, v, formatVersion)
 	}
 	length := le.Uint32(b[12:])
 	if length < fixedHeader || uint64(length) > uint64(len(b)) {

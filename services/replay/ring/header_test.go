@@ -37,6 +37,7 @@ func FuzzParseHeader(f *testing.F) {
 			return
 		}
 		require.Equal(t, uint64(size), h.geometry.size)
+		require.LessOrEqual(t, h.geometry.blocks+blocksOf(h.layout.Capacity)*blockSummary, h.geometry.words)
 		require.LessOrEqual(t, h.geometry.words+h.layout.Capacity*wordSize, h.geometry.size)
 		for _, c := range h.geometry.columns {
 			require.LessOrEqual(t, c.offset+h.layout.Capacity*c.size, h.geometry.size)
@@ -79,6 +80,17 @@ func TestOpenRejectsDamagedFiles(t *testing.T) {
 			require.ErrorContains(t, err, path)
 		})
 	}
+}
+
+func TestOpenRefusesVersion1WithReason(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	header := r.head.encode()
+	binary.LittleEndian.PutUint32(header[8:], 1)
+	_, err := r.file.WriteAt(header, 0)
+	require.NoError(t, err)
+	_, err = Open(r.Path(), r.ID())
+	require.ErrorIs(t, err, ErrFormat)
+	require.ErrorContains(t, err, "format version 1, but this program supports only version 2")
 }
 
 func TestOpenRejectsFilesAccessibleToOthers(t *testing.T) {

@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"context"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -111,7 +112,7 @@ func run(t *rapid.T, rings []*Ring) {
 			for i, v := range values {
 				value[i], twice[2*i], twice[2*i+1] = v, v, v
 			}
-			n, err := writers[which.Draw(t, "writer")].Append(batch)
+			n, err := writers[which.Draw(t, "writer")].TryAppend(batch)
 			sequences, ok := m.append(values)
 			if !ok {
 				require.ErrorIs(t, err, ErrNoRoom)
@@ -151,7 +152,7 @@ func run(t *rapid.T, rings []*Ring) {
 		},
 		"hold": func(t *rapid.T) {
 			n := rapid.IntRange(1, int(m.capacity)+2).Draw(t, "n")
-			area, err := readers[which.Draw(t, "reader")].Hold(n)
+			area, err := readers[which.Draw(t, "reader")].Hold(context.Background(), n)
 			want := m.newest(n)
 			switch {
 			case len(want) == 0:

@@ -20,9 +20,9 @@ func write(t *testing.T, r *Ring, n int) {
 
 func readable(t *testing.T, r *Ring) uint64 {
 	t.Helper()
-	s, err := r.Stats()
-	require.NoError(t, err)
-	return s.Readable
+	require.NoError(t, r.pin())
+	defer r.unpin()
+	return uint64(len(r.readableSlots()))
 }
 
 func TestConcurrentProcessesReadNoTornRow(t *testing.T) {
@@ -74,9 +74,10 @@ func TestReusedIndexDoesNotOwnRowsOfDeadWriter(t *testing.T) {
 		require.True(t, writer.next().Ready)
 		writer.kill()
 	}
-	// The next participant gets the same index as these three, but must not own the rows they left.
+	// The next participant gets the index of the first one, but must not own the row it left.
 	other, err := Open(r.Path(), r.ID())
 	require.NoError(t, err)
+	require.NoError(t, other.claimIndex(ownerIndex+1))
 	write(t, other, 17)
 	require.Equal(t, uint64(10), readable(t, r))
 	require.NoError(t, other.Close())
@@ -117,12 +118,15 @@ func TestAreaOfKilledReaderIsReclaimed(t *testing.T) {
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 1)
 	require.NoError(t, err)
-	_, err = w.Append(b)
+	_, err = w.TryAppend(b)
 	var refused *NoRoomError
 	require.ErrorAs(t, err, &refused)
 	require.ErrorIs(t, err, ErrNoRoom)
 	require.Equal(t, uint64(10), refused.Held)
-	require.Equal(t, []int{reader.cmd.Process.Pid}, refused.Holders)
+	require.Len(t, refused.Holders, 1)
+	require.Equal(t, reader.cmd.Process.Pid, refused.Holders[0].PID)
+	require.Equal(t, uint64(10), refused.Holders[0].Rows)
+	require.Positive(t, refused.Holders[0].Age)
 
 	reader.kill()
 	write(t, r, 10)
@@ -139,10 +143,10 @@ func TestEntriesOfKilledReaderAreReused(t *testing.T) {
 	require.True(t, reader.next().Ready)
 	h, err := r.Reader()
 	require.NoError(t, err)
-	_, err = h.Hold(1)
+	_, err = h.Hold(t.Context(), 1)
 	require.ErrorIs(t, err, ErrTooManyAreas)
 	reader.kill()
-	area, err := h.Hold(1)
+	area, err := h.Hold(t.Context(), 1)
 	require.NoError(t, err)
 	require.NoError(t, area.Release())
 }
@@ -152,14 +156,14 @@ func TestFailedWriteLeavesNothingLocked(t *testing.T) {
 	write(t, r, 10)
 	h, err := r.Reader()
 	require.NoError(t, err)
-	area, err := h.Hold(10)
+	area, err := h.Hold(t.Context(), 10)
 	require.NoError(t, err)
 	w, err := r.Writer()
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 1)
 	require.NoError(t, err)
 	for range 3 {
-		n, err := w.Append(b)
+		n, err := w.TryAppend(b)
 		require.ErrorIs(t, err, ErrNoRoom)
 		require.Zero(t, n)
 	}
@@ -181,13 +185,13 @@ func TestWriterWithEarlierPositionBacksOutOfArea(t *testing.T) {
 
 	h, err := r.Reader()
 	require.NoError(t, err)
-	area, err := h.Hold(10)
+	area, err := h.Hold(t.Context(), 10)
 	require.NoError(t, err)
-	require.False(t, w.claim(positions.from), "the area was held after the position was allocated")
+	require.False(t, w.claim(positions.from, positions.epoch), "the area was held after the position was allocated")
 	require.Equal(t, before, r.wordAt(r.all, 0).Load(), "the row is unchanged")
 	require.Equal(t, 10, area.Rows())
 	require.NoError(t, area.Release())
-	require.True(t, w.claim(positions.from))
+	require.True(t, w.claim(positions.from, positions.epoch))
 }
 
 func TestRingIsOrphanedWhenCreatorCloses(t *testing.T) {

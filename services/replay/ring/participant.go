@@ -20,11 +20,15 @@ import (
 // An index is reused after its holder died. The next holder first cleans up what is left of it.
 
 const (
-	// maxParticipants follows from the byte that a row's word has for an index.
+	// maxParticipants follows from the bits that a row's word has for an index.
 	maxParticipants = noParticipant
 	// ownerIndex is reserved for the ring's creator, so that others can see whether it is alive.
 	ownerIndex = 0
 )
+
+// A participant's entry has its process id and the number of rows that the participants with this
+// index have written. The latter is theirs alone to change, so that writers of several processes do
+// not compete for a cache line.
 
 // participantState holds the participant's process id, or 0 if the index is free or was released by
 // a regular close.
@@ -32,8 +36,30 @@ func (r *Ring) participantState(index int) *atomic.Uint64 {
 	return at(r.control, r.participantOffset(index))
 }
 
+// participantWritten counts the rows written.
+func (r *Ring) participantWritten(index int) *atomic.Uint64 {
+	return at(r.control, r.participantOffset(index)+8)
+}
+
+// processID returns the id of a participant's process, or 0 if it has left the ring.
+func (r *Ring) processID(index int) int {
+	if index >= maxParticipants {
+		return 0
+	}
+	return int(r.participantState(index).Load()) //nolint:gosec // a process id, for a message
+}
+
+// writtenRows returns the number of rows written by all participants.
+func (r *Ring) writtenRows() uint64 {
+	var n uint64
+	for index := range min(r.counter(counterParticipants).Load(), maxParticipants) {
+		n += r.participantWritten(int(index)).Load()
+	}
+	return n
+}
+
 func (r *Ring) participantOffset(index int) uint64 {
-	return r.head.geometry.participants + uint64(index)*participantSize //nolint:gosec // 0 to 254
+	return r.head.geometry.participants + uint64(index)*participantSize //nolint:gosec // 0 to 4094
 }
 
 // register makes the ring a participant, if it is not one yet.
@@ -46,12 +72,19 @@ func (r *Ring) register() error {
 	if r.self != noParticipant {
 		return nil
 	}
-	for index := ownerIndex + 1; index < maxParticipants; index++ {
-		switch err := r.claimIndex(index); {
-		case err == nil:
-			return nil
-		case !errors.Is(err, mapfile.ErrLocked):
-			return err
+	// Indices that look unused first: trying one costs a system call. The others are those of
+	// participants that are alive, or that died.
+	for _, unused := range []bool{true, false} {
+		for index := ownerIndex + 1; index < maxParticipants; index++ {
+			if unused != (r.participantState(index).Load() == 0) {
+				continue
+			}
+			switch err := r.claimIndex(index); {
+			case err == nil:
+				return nil
+			case !errors.Is(err, mapfile.ErrLocked):
+				return err
+			}
 		}
 	}
 	return fmt.Errorf("%w: %d write or hold areas", ErrTooManyParticipants, maxParticipants-1)
@@ -68,7 +101,8 @@ func (r *Ring) claimIndex(index int) error {
 			return errors.Join(err, mapfile.Unlock(r.file, r.participantOffset(index)))
 		}
 	}
-	state.Store(uint64(os.Getpid())) //nolint:gosec // positive
+	raise(r.counter(counterParticipants), uint64(index)+1) //nolint:gosec // not negative
+	state.Store(uint64(os.Getpid()))                       //nolint:gosec // positive
 	r.self = index
 	return nil
 }
@@ -86,12 +120,13 @@ func (r *Ring) unregister() error {
 
 // alive reports whether a participant is alive.
 func (r *Ring) alive(index int) (bool, error) {
+	if index == noParticipant {
+		return false, nil // also where this ring is no participant
+	}
 	if index == r.self {
 		return true, nil
 	}
-	if index == noParticipant {
-		return false, nil
-	}
+	r.checks.Add(1)
 	return mapfile.Locked(r.file, r.participantOffset(index))
 }
 

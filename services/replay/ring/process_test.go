@@ -3,6 +3,7 @@ package ring
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,8 @@ type task struct {
 	// Rows is the total number of rows to write or read, in batches of Batch.
 	Rows  int `json:"rows"`
 	Batch int `json:"batch"`
+	// Every is the number of rows to write after each area.
+	Every int `json:"every"`
 }
 
 // result is what a subprocess reports.
@@ -43,6 +46,8 @@ type result struct {
 	Rows  int    `json:"rows"`
 	Torn  int    `json:"torn"`
 	Error string `json:"error"`
+	// ID is that of a ring that the subprocess created.
+	ID string `json:"id"`
 }
 
 func TestMain(m *testing.M) {
@@ -67,12 +72,16 @@ func runTask(text string) error {
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		return fmt.Errorf("parse task: %w", err)
 	}
+	if p.Name == "create" {
+		return createRing(p)
+	}
 	tasks := map[string]func(*Ring, task) (result, error){
 		"write":           writeRows,
 		"sample":          sampleRows,
 		"newest":          newestRows,
 		"hold":            holdRows,
 		"stop mid-row":    stopMidRow,
+		"stop mid-batch":  stopMidBatch,
 		"stop with areas": stopWithAreas,
 	}
 	id, err := ParseID(p.ID)
@@ -142,8 +151,10 @@ func writeRows(r *Ring, p task) (result, error) {
 	rng := rand.New(rand.NewPCG(p.Seed, 0))
 	var o result
 	for o.Rows < p.Rows {
-		testRows(b, rng)
-		n, err := w.Append(b)
+		if len(r.Layout().Columns) == 3 { // that of testLayout
+			testRows(b, rng)
+		}
+		n, err := w.TryAppend(b)
 		if err != nil {
 			return o, err
 		}
@@ -189,7 +200,7 @@ func holdRows(r *Ring, p task) (result, error) {
 	}
 	var o result
 	for o.Rows < p.Rows {
-		area, err := h.Hold(p.Batch)
+		area, err := h.Hold(context.Background(), p.Batch)
 		if err != nil {
 			return o, err
 		}
@@ -235,14 +246,48 @@ func stopMidRow(r *Ring, p task) (result, error) {
 	return result{Rows: 1}, nil
 }
 
+// stopMidBatch writes some rows of a batch, and blocks after it allocated positions for the others.
+func stopMidBatch(r *Ring, p task) (result, error) {
+	if _, err := writeRows(r, task{Rows: p.Rows, Batch: p.Rows}); err != nil {
+		return result{}, err
+	}
+	w, err := r.Writer()
+	if err != nil {
+		return result{}, err
+	}
+	positions := w.allocate(p.Batch)
+	if !positions.reserve(uint64(p.Batch)) {
+		return result{}, ErrNoRoom
+	}
+	return result{}, waitForInput()
+}
+
+// createRing creates a ring of ten rows, fills it, holds them all and blocks.
+func createRing(p task) error {
+	r, err := Create(p.Path, testLayout(10))
+	if err != nil {
+		return err
+	}
+	if _, err := writeRows(r, task{Rows: 10, Batch: 1}); err != nil {
+		return err
+	}
+	report(result{ID: r.ID().String()})
+	return waitForInput()
+}
+
 func stopWithAreas(r *Ring, p task) (result, error) {
 	h, err := r.Reader()
 	if err != nil {
 		return result{}, err
 	}
 	for range p.Rows {
-		if _, err := h.Hold(p.Batch); err != nil {
+		if _, err := h.Hold(context.Background(), p.Batch); err != nil {
 			return result{}, err
+		}
+		if p.Every > 0 {
+			if _, err := writeRows(r, task{Rows: p.Every, Batch: 1}); err != nil {
+				return result{}, err
+			}
 		}
 	}
 	return result{}, waitForInput()
@@ -258,16 +303,18 @@ func waitForInput() error {
 
 // process is a subprocess that runs a task.
 type process struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *json.Decoder
 }
 
 // start runs a task in a subprocess.
-func start(t *testing.T, r *Ring, p task) *process {
+func start(t testing.TB, r *Ring, p task) *process {
 	t.Helper()
-	p.Path, p.ID = r.Path(), r.ID().String()
+	if r != nil {
+		p.Path, p.ID = r.Path(), r.ID().String()
+	}
 	text, err := json.Marshal(p)
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -304,8 +351,46 @@ func (p *process) kill() {
 	require.Error(p.t, p.cmd.Wait())
 }
 
+// ageRows fills a ring such that some of its rows are older than others by so many rounds, as if
+// areas had held them meanwhile.
+func ageRows(t testing.TB, r *Ring, rounds uint64) {
+	t.Helper()
+	capacity := r.Layout().Capacity
+	put := func(n uint64) {
+		_, err := writeRows(r, task{Rows: int(n), Batch: 1})
+		require.NoError(t, err)
+	}
+	h, err := r.Reader()
+	require.NoError(t, err)
+	put(capacity)
+	var areas []*Area
+	for range 6 {
+		area, err := h.Hold(t.Context(), 1)
+		require.NoError(t, err)
+		areas = append(areas, area)
+		r.counter(counterHead).Add(rounds * capacity)
+		put(3)
+	}
+	put(capacity - 6)
+	for _, area := range areas {
+		require.NoError(t, area.Release())
+	}
+}
+
+// loseRows writes n rows, and allocates all others like a writer that died before it claimed them.
+func loseRows(t testing.TB, r *Ring, n int) {
+	t.Helper()
+	_, err := writeRows(r, task{Rows: n, Batch: 1})
+	require.NoError(t, err)
+	w, err := r.Writer()
+	require.NoError(t, err)
+	lost := r.Layout().Capacity - uint64(n)
+	positions := w.allocate(int(lost))
+	require.True(t, positions.reserve(lost))
+}
+
 // newRing makes a ring in a temporary directory, or skips the test where rings are unsupported.
-func newRing(t *testing.T, layout Layout) *Ring {
+func newRing(t testing.TB, layout Layout) *Ring {
 	t.Helper()
 	r, err := Create(filepath.Join(t.TempDir(), "ring"), layout)
 	if errors.Is(err, ErrUnsupported) {

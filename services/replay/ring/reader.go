@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -21,7 +22,7 @@ func (r *Ring) Reader() (*ReadHead, error) {
 	return &ReadHead{ring: r}, nil
 }
 
-// sampleTries is how many random slots are tried before the readable ones are listed. The list is
+// sampleTries is how many random slots are tried before the blocks' summaries are used. They are
 // only needed if most rows are unreadable.
 const sampleTries = 64
 
@@ -33,22 +34,43 @@ func (h *ReadHead) Sample(rng *rand.Rand, n int, into *Batch) error {
 		return err
 	}
 	defer r.unpin()
+	var c census
 	for i := range n {
-		if !h.sampleRow(rng, into, i) {
+		if c == nil && h.sampleAny(rng, into, i) {
+			continue
+		}
+		if c == nil {
+			c = r.census()
+		}
+		if !h.sampleFew(rng, c, into, i) {
 			return h.truncate(into, i)
 		}
 	}
 	return nil
 }
 
-// sampleRow copies one random row.
-func (h *ReadHead) sampleRow(rng *rand.Rand, into *Batch, i int) bool {
+// sampleAny tries to copy a random row, without knowledge of which rows are readable.
+func (h *ReadHead) sampleAny(rng *rand.Rand, into *Batch, i int) bool {
 	begun := min(h.ring.counter(counterHead).Load(), h.ring.head.layout.Capacity)
 	if begun == 0 {
 		return false
 	}
 	for range sampleTries {
 		if h.copyRow(rng.Uint64N(begun), into, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// sampleFew copies a random row of a ring of which few rows are readable. As a last resort it lists
+// them.
+func (h *ReadHead) sampleFew(rng *rand.Rand, c census, into *Batch, i int) bool {
+	if c.total() == 0 {
+		return false
+	}
+	for range sampleTries {
+		if slot, ok := c.find(h.ring, rng.Uint64N(c.total())); ok && h.copyRow(slot, into, i) {
 			return true
 		}
 	}
@@ -80,8 +102,14 @@ const newestTries = 4
 // Newest fills a batch with the newest n rows, oldest first, or with fewer if fewer are readable.
 // It returns [ErrEmpty] if there are none. Rows that are overwritten while they are being read are
 // replaced by newer ones.
-func (h *ReadHead) Newest(n int, into *Batch) error {
+func (h *ReadHead) Newest(n int, into *Batch) error { return h.NewestBefore(maxSequence, n, into) }
+
+// NewestBefore is Newest for the rows with sequence numbers below a limit.
+func (h *ReadHead) NewestBefore(before uint64, n int, into *Batch) error {
 	r := h.ring
+	if n > 0 {
+		n = int(min(uint64(n), r.head.layout.Capacity)) //nolint:gosec // not more than n
+	}
 	if err := h.prepare(n, into); err != nil {
 		return err
 	}
@@ -89,17 +117,22 @@ func (h *ReadHead) Newest(n int, into *Batch) error {
 	rows := 0
 	var done uint64
 	for range newestTries {
-		ranges, _ := r.newest(uint64(n - rows)) //nolint:gosec // not negative
+		ranges, found, err := r.newest(context.Background(), uint64(n-rows), before)
+		if err != nil {
+			return err
+		}
+		copied := uint64(0)
 		for _, piece := range slices.Backward(ranges) {
 			for p := max(piece.from, done); p < piece.to; p++ {
 				slot := p % r.head.layout.Capacity
 				if word(r.wordAt(r.all, slot).Load()).holds(p) && h.copyRow(slot, into, rows) {
 					rows++
+					copied++
 				}
 			}
 			done = max(done, piece.to)
 		}
-		if rows == n {
+		if rows == n || copied == found {
 			break
 		}
 	}

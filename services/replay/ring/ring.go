@@ -12,11 +12,36 @@
 //     is skipped.
 //   - A range of rows can be read in place: writers skip the rows of an [Area] while it is held.
 //     When the holder dies, other processes reclaim its rows.
-//   - A write for which there is no room fails immediately instead of blocking.
+//   - A write for which there is no room waits until there is, and its error says which processes
+//     are in the way; or it fails immediately, as the caller chooses.
 //
 // [Create] makes a ring and [Open] maps an existing one. [Ring.Writer] and [Ring.Reader] return the
 // heads that write and read it. The protocol between processes is documented in word.go (rows),
-// area.go (safe areas) and participant.go (liveness).
+// area.go (safe areas), participant.go (liveness) and block.go (summaries).
+//
+// # Costs
+//
+// A write allocates positions in runs of up to 256 rows or 1 MiB, and makes no system call. Held
+// areas cost it nothing per row. Whether a holder is alive is asked only where it matters; see
+// area.go.
+//
+// [ReadHead.Hold], [ReadHead.Newest] and [ReadHead.Sample] visit as many words as they return rows,
+// in the usual case. Where few rows are readable, or where writers skipped many, they read two
+// numbers for each block of 4096 rows, and visit the words of the blocks that can have the rows
+// wanted. The distance of sequence numbers does not matter. [Ring.Stats] visits no words at all.
+//
+// # Counts
+//
+// Each participant counts the rows that it has published, a run at a time. [Stats.Written] is the
+// sum, so it has no positions that a writer allocated and did not fill.
+//
+// # The file
+//
+// This is format version 2. It has room for 4,095 participants and 256 entries of areas: words have
+// 12 bits for a participant instead of version 1's 8, there are summaries of blocks, entries of
+// areas have the time when they were allocated, and those of participants the rows written. Files
+// of version 1 are refused: a ring never outlives the boot that it was made in, so there is no need
+// to convert them.
 package ring
 
 import (
@@ -24,7 +49,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/bits"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -68,6 +92,12 @@ type Ring struct {
 	rows []byte
 	// self is the index of this ring's participant, or noParticipant; see participant.go.
 	self int
+	// sweepChecked is when this process last read the shared clock for a sweep, in Unix time.
+	sweepChecked atomic.Int64
+	// checks counts how often the kernel was asked whether a participant is alive.
+	checks atomic.Uint64
+	// run is the maximum number of positions that a writer allocates at once.
+	run uint64
 	// held counts the areas not yet released. The mappings outlive Close until it drops to zero.
 	held atomic.Int64
 }
@@ -90,7 +120,7 @@ func Create(path string, layout Layout) (*Ring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create ring %s: %w", path, err)
 	}
-	r := &Ring{path: path, head: head, file: file, self: noParticipant}
+	r := &Ring{path: path, head: head, file: file, self: noParticipant, run: head.run()}
 	if err := r.initialize(); err != nil {
 		return nil, fmt.Errorf("create ring %s: %w", path, errors.Join(err, r.unmapFile(), os.Remove(path)))
 	}
@@ -146,7 +176,7 @@ func (r *Ring) attach(id ID, size int64) error {
 	if head.boot != boot {
 		return ErrOtherMachine
 	}
-	r.head = head
+	r.head, r.run = head, head.run()
 	return r.mapFile()
 }
 
@@ -208,14 +238,15 @@ func (r *Ring) Orphaned() (bool, error) {
 type Stats struct {
 	// Capacity is the number of rows that the ring has room for.
 	Capacity uint64
-	// Written is the number of rows written since the ring was created.
+	// Written is the number of rows written since the ring was created. It does not have up to 256
+	// of the last rows of a writer that was killed while it wrote.
 	Written uint64
-	// Readable is the number of rows that can be read now: at most the capacity less the rows that
-	// are being written.
+	// Readable is the number of rows that can be read now. It includes rows that are being
+	// overwritten, and may include one row for each writer that was killed.
 	Readable uint64
 	// Held is the number of rows that writers skip now because areas hold them.
 	Held uint64
-	// Areas is the number of held areas.
+	// Areas is the number of entries of the table of areas that are in use.
 	Areas int
 	// Skipped is how often a writer skipped a row because it was held or another writer was writing
 	// it.
@@ -226,28 +257,26 @@ type Stats struct {
 	TakenOver uint64
 }
 
-// Stats collects statistics. It inspects every row, so it is for monitoring and tests rather than
-// for hot loops.
+// Stats collects statistics. It visits one number for each 4096 rows, and asks the kernel whether
+// the holders of areas are alive.
 func (r *Ring) Stats() (Stats, error) {
 	if err := r.pin(); err != nil {
 		return Stats{}, err
 	}
 	defer r.unpin()
-	head, skipped := r.counter(counterHead).Load(), r.counter(counterSkipped).Load()
 	s := Stats{
 		Capacity:  r.head.layout.Capacity,
-		Written:   head - min(skipped, head),
-		Skipped:   skipped,
+		Written:   r.writtenRows(),
+		Readable:  r.filledRows(),
+		Skipped:   r.counter(counterSkipped).Load(),
 		Refused:   r.counter(counterRefused).Load(),
 		TakenOver: r.counter(counterTakenOver).Load(),
 	}
-	for slot := range r.head.layout.Capacity {
-		if word(r.wordAt(r.all, slot).Load()).readable() {
-			s.Readable++
-		}
+	live := r.reclaimDead()
+	for range live.all {
+		s.Areas++
 	}
-	s.Areas = bits.OnesCount64(r.counter(counterActive).Load())
-	s.Held = r.heldRows()
+	s.Held = r.heldBy(live)
 	return s, nil
 }
 

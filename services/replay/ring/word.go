@@ -7,19 +7,19 @@ import (
 // word is the state of a row, and all that processes use to synchronize access to it:
 //
 //	bit 0         the row is being written
-//	bits 1 to 8   the participant that writes or wrote it
-//	bits 9 to 63  the row's sequence number plus one; 0 for a row that was never written
+//	bits 1 to 12  the participant that writes or wrote it
+//	bits 13 to 63 the row's sequence number plus one; 0 for a row that was never written
 //
 // Sequence numbers are positions in the infinite sequence of rows, allocated from an atomic
 // counter. Slot i holds the positions that equal i modulo the capacity. A number is allocated once,
 // so a word never recurs with different contents of the row. (A writer that backs out of a claim
 // restores the old word, and has not touched the row.) At ten million rows a second the numbers
-// last for a century.
+// last for seven years.
 //
 // To write a row, allocate a position; change the row's word from a complete (or abandoned) one to
-// one's own odd word by compare-and-swap; check the areas (area.go), and restore the old word if
-// the row is in one; copy the row; store the even word. If any step fails, the writer goes on to
-// the next position. It never blocks.
+// one's own odd word by compare-and-swap; check that no area was activated since the position was
+// allocated (area.go), and restore the old word if the row is in one; copy the row; store the even
+// word. If any step fails, the writer goes on to the next position. It never blocks.
 //
 // To read a row, load the word, which must be even; copy the row; load the word again, and discard
 // the copy if it has changed.
@@ -41,17 +41,19 @@ type word uint64
 
 const (
 	writing = 1
+
+	participantBits = 12
 	// noParticipant is an index that is never allocated. It marks what dead participants left
 	// behind.
-	noParticipant = 255
+	noParticipant = 1<<participantBits - 1
 
-	sequenceShift = 9
+	sequenceShift = 1 + participantBits
 	// maxSequence is the largest sequence number that fits into a word.
 	maxSequence = 1<<(64-sequenceShift) - 2
 )
 
 func writingWord(sequence uint64, participant int) word {
-	return word((sequence+1)<<sequenceShift | uint64(participant)<<1 | writing) //nolint:gosec // a participant is a byte
+	return word((sequence+1)<<sequenceShift | uint64(participant)<<1 | writing) //nolint:gosec // a participant has that many bits
 }
 
 func (w word) published() word { return w &^ writing }
@@ -65,7 +67,7 @@ func (w word) sequencePlusOne() uint64 { return uint64(w >> sequenceShift) }
 
 func (w word) sequence() uint64 { return w.sequencePlusOne() - 1 }
 
-func (w word) participant() int { return int(w>>1) & 0xff }
+func (w word) participant() int { return int(w>>1) & noParticipant }
 
 // holds reports whether the row is complete and has this sequence number.
 func (w word) holds(sequence uint64) bool { return w.readable() && w.sequencePlusOne() == sequence+1 }

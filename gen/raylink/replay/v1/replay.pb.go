@@ -25,6 +25,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Reason int32
+
+const (
+	Reason_REASON_UNSPECIFIED Reason = 0
+	// The batch does not fit the ring.
+	Reason_REASON_BATCH  Reason = 1
+	Reason_REASON_LAYOUT Reason = 2
+	// The ring was ended, or closed.
+	Reason_REASON_ENDED  Reason = 3
+	Reason_REASON_CLOSED Reason = 4
+)
+
+// Enum value maps for Reason.
+var (
+	Reason_name = map[int32]string{
+		0: "REASON_UNSPECIFIED",
+		1: "REASON_BATCH",
+		2: "REASON_LAYOUT",
+		3: "REASON_ENDED",
+		4: "REASON_CLOSED",
+	}
+	Reason_value = map[string]int32{
+		"REASON_UNSPECIFIED": 0,
+		"REASON_BATCH":       1,
+		"REASON_LAYOUT":      2,
+		"REASON_ENDED":       3,
+		"REASON_CLOSED":      4,
+	}
+)
+
+func (x Reason) Enum() *Reason {
+	p := new(Reason)
+	*p = x
+	return p
+}
+
+func (x Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_raylink_replay_v1_replay_proto_enumTypes[0].Descriptor()
+}
+
+func (Reason) Type() protoreflect.EnumType {
+	return &file_raylink_replay_v1_replay_proto_enumTypes[0]
+}
+
+func (x Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Reason.Descriptor instead.
+func (Reason) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{0}
+}
+
 // Column describes a named field: its element type and shape, which are the same in every row.
 type Column struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -337,8 +394,10 @@ func (x *Batch) GetSequence() []uint64 {
 }
 
 type WriteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Batch         *Batch                 `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Batch *Batch                 `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	// How long the node waits for room, in milliseconds. 0 refuses immediately.
+	WaitMs        uint32 `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -380,10 +439,19 @@ func (x *WriteRequest) GetBatch() *Batch {
 	return nil
 }
 
+func (x *WriteRequest) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
 type WriteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The sequence numbers assigned to the rows.
-	Sequence      []uint64 `protobuf:"varint,1,rep,packed,name=sequence,proto3" json:"sequence,omitempty"`
+	// The sequence numbers assigned to the rows that were written: all of them, or the first ones.
+	Sequence []uint64 `protobuf:"varint,1,rep,packed,name=sequence,proto3" json:"sequence,omitempty"`
+	// Set if only some rows were written. If none was, the call fails, with the same detail.
+	NoRoom        *NoRoom `protobuf:"bytes,2,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,6 +493,13 @@ func (x *WriteResponse) GetSequence() []uint64 {
 	return nil
 }
 
+func (x *WriteResponse) GetNoRoom() *NoRoom {
+	if x != nil {
+		return x.NoRoom
+	}
+	return nil
+}
+
 // NoRoom is the detail of the error of a failed write (ResourceExhausted): areas or other writers
 // left no room.
 type NoRoom struct {
@@ -434,8 +509,12 @@ type NoRoom struct {
 	Written  uint64 `protobuf:"varint,2,opt,name=written,proto3" json:"written,omitempty"`
 	Capacity uint64 `protobuf:"varint,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	// The number of rows held by areas, and the ids of the processes that hold the areas.
-	Held          uint64  `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
-	Holders       []int64 `protobuf:"varint,5,rep,packed,name=holders,proto3" json:"holders,omitempty"`
+	Held    uint64  `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
+	Holders []int64 `protobuf:"varint,5,rep,packed,name=holders,proto3" json:"holders,omitempty"`
+	// The same processes with what they hold, the oldest first.
+	HeldBy []*Holder `protobuf:"bytes,6,rep,name=held_by,json=heldBy,proto3" json:"held_by,omitempty"`
+	// The ids of some processes that were writing rows in the way.
+	Writers       []int64 `protobuf:"varint,7,rep,packed,name=writers,proto3" json:"writers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -505,6 +584,128 @@ func (x *NoRoom) GetHolders() []int64 {
 	return nil
 }
 
+func (x *NoRoom) GetHeldBy() []*Holder {
+	if x != nil {
+		return x.HeldBy
+	}
+	return nil
+}
+
+func (x *NoRoom) GetWriters() []int64 {
+	if x != nil {
+		return x.Writers
+	}
+	return nil
+}
+
+// Holder is a process that holds areas.
+type Holder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Rows  uint64                 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	// How long the process has held the oldest of them, in nanoseconds.
+	AgeNs         uint64 `protobuf:"varint,3,opt,name=age_ns,json=ageNs,proto3" json:"age_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Holder) Reset() {
+	*x = Holder{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Holder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Holder) ProtoMessage() {}
+
+func (x *Holder) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Holder.ProtoReflect.Descriptor instead.
+func (*Holder) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Holder) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Holder) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *Holder) GetAgeNs() uint64 {
+	if x != nil {
+		return x.AgeNs
+	}
+	return 0
+}
+
+// Failure is the detail of an error of the ring, so that a client can return the same error as if
+// it had mapped the ring.
+type Failure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        Reason                 `protobuf:"varint,1,opt,name=reason,proto3,enum=raylink.replay.v1.Reason" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Failure) Reset() {
+	*x = Failure{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Failure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Failure) ProtoMessage() {}
+
+func (x *Failure) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Failure.ProtoReflect.Descriptor instead.
+func (*Failure) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Failure) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
 type SampleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of rows to draw, uniformly and with replacement.
@@ -517,7 +718,7 @@ type SampleRequest struct {
 
 func (x *SampleRequest) Reset() {
 	*x = SampleRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +730,7 @@ func (x *SampleRequest) String() string {
 func (*SampleRequest) ProtoMessage() {}
 
 func (x *SampleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +743,7 @@ func (x *SampleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleRequest.ProtoReflect.Descriptor instead.
 func (*SampleRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SampleRequest) GetRows() uint32 {
@@ -569,7 +770,7 @@ type SampleResponse struct {
 
 func (x *SampleResponse) Reset() {
 	*x = SampleResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +782,7 @@ func (x *SampleResponse) String() string {
 func (*SampleResponse) ProtoMessage() {}
 
 func (x *SampleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +795,7 @@ func (x *SampleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleResponse.ProtoReflect.Descriptor instead.
 func (*SampleResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SampleResponse) GetBatch() *Batch {
@@ -607,14 +808,16 @@ func (x *SampleResponse) GetBatch() *Batch {
 type NewestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The number of rows; the response has fewer if fewer are readable.
-	Rows          uint32 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Rows uint32 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	// If not 0, only rows with lower sequence numbers are returned.
+	Before        uint64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NewestRequest) Reset() {
 	*x = NewestRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +829,7 @@ func (x *NewestRequest) String() string {
 func (*NewestRequest) ProtoMessage() {}
 
 func (x *NewestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,12 +842,19 @@ func (x *NewestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestRequest.ProtoReflect.Descriptor instead.
 func (*NewestRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NewestRequest) GetRows() uint32 {
 	if x != nil {
 		return x.Rows
+	}
+	return 0
+}
+
+func (x *NewestRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
 	}
 	return 0
 }
@@ -659,7 +869,7 @@ type NewestResponse struct {
 
 func (x *NewestResponse) Reset() {
 	*x = NewestResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +881,7 @@ func (x *NewestResponse) String() string {
 func (*NewestResponse) ProtoMessage() {}
 
 func (x *NewestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +894,7 @@ func (x *NewestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestResponse.ProtoReflect.Descriptor instead.
 func (*NewestResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NewestResponse) GetBatch() *Batch {
@@ -718,26 +928,43 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x05Batch\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x123\n" +
 	"\acolumns\x18\x02 \x03(\v2\x19.raylink.tensor.v1.TensorR\acolumns\x12\x1a\n" +
-	"\bsequence\x18\x03 \x03(\x04R\bsequence\">\n" +
+	"\bsequence\x18\x03 \x03(\x04R\bsequence\"W\n" +
 	"\fWriteRequest\x12.\n" +
-	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"+\n" +
+	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\x12\x17\n" +
+	"\await_ms\x18\x02 \x01(\rR\x06waitMs\"_\n" +
 	"\rWriteResponse\x12\x1a\n" +
-	"\bsequence\x18\x01 \x03(\x04R\bsequence\"\x80\x01\n" +
+	"\bsequence\x18\x01 \x03(\x04R\bsequence\x122\n" +
+	"\ano_room\x18\x02 \x01(\v2\x19.raylink.replay.v1.NoRoomR\x06noRoom\"\xce\x01\n" +
 	"\x06NoRoom\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x18\n" +
 	"\awritten\x18\x02 \x01(\x04R\awritten\x12\x1a\n" +
 	"\bcapacity\x18\x03 \x01(\x04R\bcapacity\x12\x12\n" +
 	"\x04held\x18\x04 \x01(\x04R\x04held\x12\x18\n" +
-	"\aholders\x18\x05 \x03(\x03R\aholders\"7\n" +
+	"\aholders\x18\x05 \x03(\x03R\aholders\x122\n" +
+	"\aheld_by\x18\x06 \x03(\v2\x19.raylink.replay.v1.HolderR\x06heldBy\x12\x18\n" +
+	"\awriters\x18\a \x03(\x03R\awriters\"E\n" +
+	"\x06Holder\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x15\n" +
+	"\x06age_ns\x18\x03 \x01(\x04R\x05ageNs\"<\n" +
+	"\aFailure\x121\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x19.raylink.replay.v1.ReasonR\x06reason\"7\n" +
 	"\rSampleRequest\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
 	"\x04seed\x18\x02 \x01(\x04R\x04seed\"@\n" +
 	"\x0eSampleResponse\x12.\n" +
-	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"#\n" +
+	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\";\n" +
 	"\rNewestRequest\x12\x12\n" +
-	"\x04rows\x18\x01 \x01(\rR\x04rows\"@\n" +
+	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\x04R\x06before\"@\n" +
 	"\x0eNewestResponse\x12.\n" +
-	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch2\x9f\x03\n" +
+	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch*j\n" +
+	"\x06Reason\x12\x16\n" +
+	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fREASON_BATCH\x10\x01\x12\x11\n" +
+	"\rREASON_LAYOUT\x10\x02\x12\x10\n" +
+	"\fREASON_ENDED\x10\x03\x12\x11\n" +
+	"\rREASON_CLOSED\x10\x042\x9f\x03\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -757,44 +984,51 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 	return file_raylink_replay_v1_replay_proto_rawDescData
 }
 
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
-	(*Column)(nil),           // 0: raylink.replay.v1.Column
-	(*ReplayConfig)(nil),     // 1: raylink.replay.v1.ReplayConfig
-	(*DescribeRequest)(nil),  // 2: raylink.replay.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 3: raylink.replay.v1.DescribeResponse
-	(*Batch)(nil),            // 4: raylink.replay.v1.Batch
-	(*WriteRequest)(nil),     // 5: raylink.replay.v1.WriteRequest
-	(*WriteResponse)(nil),    // 6: raylink.replay.v1.WriteResponse
-	(*NoRoom)(nil),           // 7: raylink.replay.v1.NoRoom
-	(*SampleRequest)(nil),    // 8: raylink.replay.v1.SampleRequest
-	(*SampleResponse)(nil),   // 9: raylink.replay.v1.SampleResponse
-	(*NewestRequest)(nil),    // 10: raylink.replay.v1.NewestRequest
-	(*NewestResponse)(nil),   // 11: raylink.replay.v1.NewestResponse
-	(v1.DataType)(0),         // 12: raylink.tensor.v1.DataType
-	(*v1.Tensor)(nil),        // 13: raylink.tensor.v1.Tensor
+	(Reason)(0),              // 0: raylink.replay.v1.Reason
+	(*Column)(nil),           // 1: raylink.replay.v1.Column
+	(*ReplayConfig)(nil),     // 2: raylink.replay.v1.ReplayConfig
+	(*DescribeRequest)(nil),  // 3: raylink.replay.v1.DescribeRequest
+	(*DescribeResponse)(nil), // 4: raylink.replay.v1.DescribeResponse
+	(*Batch)(nil),            // 5: raylink.replay.v1.Batch
+	(*WriteRequest)(nil),     // 6: raylink.replay.v1.WriteRequest
+	(*WriteResponse)(nil),    // 7: raylink.replay.v1.WriteResponse
+	(*NoRoom)(nil),           // 8: raylink.replay.v1.NoRoom
+	(*Holder)(nil),           // 9: raylink.replay.v1.Holder
+	(*Failure)(nil),          // 10: raylink.replay.v1.Failure
+	(*SampleRequest)(nil),    // 11: raylink.replay.v1.SampleRequest
+	(*SampleResponse)(nil),   // 12: raylink.replay.v1.SampleResponse
+	(*NewestRequest)(nil),    // 13: raylink.replay.v1.NewestRequest
+	(*NewestResponse)(nil),   // 14: raylink.replay.v1.NewestResponse
+	(v1.DataType)(0),         // 15: raylink.tensor.v1.DataType
+	(*v1.Tensor)(nil),        // 16: raylink.tensor.v1.Tensor
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	12, // 0: raylink.replay.v1.Column.dtype:type_name -> raylink.tensor.v1.DataType
-	0,  // 1: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.replay.v1.Column
-	0,  // 2: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.replay.v1.Column
-	13, // 3: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
-	4,  // 4: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
-	4,  // 5: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
-	4,  // 6: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	2,  // 7: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	5,  // 8: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	8,  // 9: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	10, // 10: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	3,  // 11: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	6,  // 12: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	9,  // 13: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	11, // 14: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	15, // 0: raylink.replay.v1.Column.dtype:type_name -> raylink.tensor.v1.DataType
+	1,  // 1: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.replay.v1.Column
+	1,  // 2: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.replay.v1.Column
+	16, // 3: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	5,  // 4: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
+	8,  // 5: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
+	9,  // 6: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	0,  // 7: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
+	5,  // 8: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
+	5,  // 9: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
+	3,  // 10: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	6,  // 11: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	11, // 12: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	13, // 13: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	4,  // 14: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	7,  // 15: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	12, // 16: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	14, // 17: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	14, // [14:18] is the sub-list for method output_type
+	10, // [10:14] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -807,13 +1041,14 @@ func file_raylink_replay_v1_replay_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   12,
+			NumEnums:      1,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_raylink_replay_v1_replay_proto_goTypes,
 		DependencyIndexes: file_raylink_replay_v1_replay_proto_depIdxs,
+		EnumInfos:         file_raylink_replay_v1_replay_proto_enumTypes,
 		MessageInfos:      file_raylink_replay_v1_replay_proto_msgTypes,
 	}.Build()
 	File_raylink_replay_v1_replay_proto = out.File

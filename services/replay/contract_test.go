@@ -1,0 +1,190 @@
+package replay
+
+import (
+	"context"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// bothWays runs a test with a mapped ring and through the node. The holder has always mapped the
+// ring.
+func bothWays(t *testing.T, config *replayv1.ReplayConfig, test func(t *testing.T, c, holder *Client)) {
+	t.Helper()
+	for _, way := range []string{"mapped", "remote"} {
+		t.Run(way, func(t *testing.T) {
+			n := testNode(t, config)
+			holder := open(t, n)
+			c := holder
+			if way == "remote" {
+				c = open(t, &remoteReplay{node: n})
+			}
+			require.Equal(t, way == "mapped", c.Mapped())
+			test(t, c, holder)
+		})
+	}
+}
+
+func TestReadsOfNoRows(t *testing.T) {
+	bothWays(t, testConfig(4), func(t *testing.T, c, _ *Client) {
+		ctx, h := t.Context(), c.Reader(nil)
+		for _, full := range []bool{false, true} {
+			if full {
+				write(t, c, 1, 2)
+			}
+			into := rowsOf(t, c, 7, 8, 9)
+			require.NoError(t, h.Sample(ctx, 0, into))
+			require.Zero(t, into.Rows())
+			require.NoError(t, h.Newest(ctx, 0, into))
+			require.Zero(t, into.Rows())
+			require.ErrorIs(t, h.Sample(ctx, -1, into), ring.ErrBatch)
+			require.ErrorIs(t, h.Newest(ctx, -1, into), ring.ErrBatch)
+			for _, n := range []int{0, -1} {
+				_, err := h.Hold(ctx, n)
+				require.ErrorIs(t, err, ring.ErrBatch)
+			}
+		}
+		empty := rowsOf(t, c)
+		n, err := c.Writer().Append(ctx, empty)
+		require.NoError(t, err)
+		require.Zero(t, n)
+	})
+}
+
+func TestReadsAreNotBoundedInBytes(t *testing.T) {
+	config := &replayv1.ReplayConfig{Capacity: 50_000, Columns: []*replayv1.Column{Column[uint8]("x", 1024)}}
+	bothWays(t, config, func(t *testing.T, c, _ *Client) {
+		const rows = 40_000 // more than fits into one message
+		ctx := t.Context()
+		b, err := c.NewBatch(rows)
+		require.NoError(t, err)
+		for i := range rows {
+			b.Bytes(0)[1024*i] = byte(i)
+		}
+		_, err = c.Writer().Append(ctx, b)
+		require.NoError(t, err)
+		check := func(rows Rows, sequences []uint64) {
+			for i, s := range sequences {
+				require.Equal(t, byte(s), rows.Bytes(0)[1024*i])
+			}
+		}
+		into, err := c.NewBatch(0)
+		require.NoError(t, err)
+		h := c.Reader(nil)
+		require.NoError(t, h.Sample(ctx, rows, into))
+		require.Len(t, into.Sequences(), rows)
+		check(into, into.Sequences())
+		for _, n := range []int{rows - 5, 1 << 40} {
+			require.NoError(t, h.Newest(ctx, n, into))
+			require.Len(t, into.Sequences(), min(n, rows))
+			require.Equal(t, uint64(rows-1), into.Sequences()[into.Rows()-1])
+			check(into, into.Sequences())
+		}
+		area, err := h.Hold(ctx, rows)
+		require.NoError(t, err)
+		require.Equal(t, rows, area.Len())
+		for _, s := range area.Spans() {
+			check(s, s.Sequences())
+		}
+		require.NoError(t, area.Release())
+	})
+}
+
+func TestRefusedWriteLeavesNoSequenceNumbers(t *testing.T) {
+	bothWays(t, testConfig(10), func(t *testing.T, c, holder *Client) {
+		w, ctx := c.Writer(), t.Context()
+		batch := rowsOf(t, c, 1, 2, 3)
+		_, err := w.Append(ctx, batch)
+		require.NoError(t, err)
+		require.Len(t, batch.Sequences(), 3)
+		write(t, c, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+		area, err := holder.Reader(nil).Hold(ctx, 10)
+		require.NoError(t, err)
+		n, err := w.TryAppend(ctx, batch)
+		require.ErrorIs(t, err, ring.ErrNoRoom)
+		require.Zero(t, n)
+		require.Empty(t, batch.Sequences())
+		require.NoError(t, area.Release())
+
+		n, err = w.Append(ctx, rowsOf(t, c, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11))
+		require.ErrorIs(t, err, ring.ErrBatch)
+		require.Zero(t, n)
+
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		_, err = w.Append(ended, batch)
+		require.ErrorIs(t, err, context.Canceled)
+	})
+}
+
+func TestAppendWaitsForRoom(t *testing.T) {
+	bothWays(t, testConfig(4), func(t *testing.T, c, holder *Client) {
+		write(t, c, 1, 2, 3, 4)
+		area, err := holder.Reader(nil).Hold(t.Context(), 4)
+		require.NoError(t, err)
+
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		batch := rowsOf(t, c, 5, 6)
+		n, err := c.Writer().Append(ctx, batch)
+		require.Zero(t, n)
+		require.ErrorIs(t, err, ring.ErrNoRoom)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		var room *ring.NoRoomError
+		require.ErrorAs(t, err, &room)
+		require.Len(t, room.Holders, 1)
+		require.Equal(t, os.Getpid(), room.Holders[0].PID)
+		require.Equal(t, uint64(4), room.Holders[0].Rows)
+		require.GreaterOrEqual(t, room.Waited, 100*time.Millisecond)
+		require.Equal(t, []int{2, 0}, []int{room.Rows, room.Written})
+
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.Writer().Append(t.Context(), batch)
+			done <- err
+		}()
+		require.Never(t, func() bool { return len(done) > 0 }, 30*time.Millisecond, 5*time.Millisecond)
+		require.NoError(t, area.Release())
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+		case <-time.After(20 * time.Second):
+			require.Fail(t, "Append still waits")
+		}
+		require.Len(t, batch.Sequences(), 2)
+	})
+}
+
+// movable is a replay whose file can be opened or not.
+type movable struct {
+	*node
+
+	away atomic.Bool
+}
+
+func (m *movable) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
+	if m.away.Load() {
+		return (&remoteReplay{node: m.node}).Describe(ctx, req)
+	}
+	return m.node.Describe(ctx, req)
+}
+
+func TestClientMapsRingOnceThatIsPossible(t *testing.T) {
+	m := &movable{node: testNode(t, testConfig(4))}
+	m.away.Store(true)
+	c := open(t, m)
+	write(t, c, 1)
+	require.False(t, c.Mapped())
+	m.away.Store(false)
+	write(t, c, 2)
+	require.False(t, c.Mapped(), "it asks again at intervals only")
+	c.described = c.described.Add(-remapInterval)
+	write(t, c, 3)
+	require.True(t, c.Mapped())
+}
