@@ -104,4 +104,6 @@ func TestOptionNumbersAreOursAlone(t *testing.T) {
 	want := 100_000_000 + binary.BigEndian.Uint64(sum[:8])%400_000_000
 	assert.Equal(t, want, uint64(optionsv1.E_Node.TypeDescriptor().Number()))
 	assert.Equal(t, want, uint64(optionsv1.E_Method.TypeDescriptor().Number()))
+	assert.Equal(t, want, uint64(optionsv1.E_Row.TypeDescriptor().Number()))
+	assert.Equal(t, want, uint64(optionsv1.E_Column.TypeDescriptor().Number()))
 }

@@ -182,7 +182,7 @@ func TestRefusals(t *testing.T) {
 		"own schemas in another Go package": {
 			files:     schema("service S {}"),
 			parameter: "Mraylink/options/v1/options.proto=example.com/gen/options",
-			want: `raylink/options/v1/options.proto:9:1: its Go package is "example.com/gen/options", and RayLink's own code of it is in ` +
+			want: `raylink/options/v1/options.proto:11:1: its Go package is "example.com/gen/options", and RayLink's own code of it is in ` +
 				`"github.com/raylink/raylink/gen/raylink/options/v1"; leave its go_package alone: with buf's managed mode by ` +
 				"`disable: [{file_option: go_package, path: raylink}]`, " +
 				`else drop the M parameter or write the file anew with protoc-gen-raylink --export`,

@@ -4,12 +4,14 @@
 // 	protoc        (unknown)
 // source: raylink/options/v1/options.proto
 
-// Options that configure how an ordinary protobuf service behaves as a node.
-// Every option has a default, so any existing service is usable as a node without changes.
+// Options that configure how an ordinary protobuf service behaves as a node, and that make a
+// message a row of columns. Every option of a service has a default, so any existing service is
+// usable as a node without changes.
 
 package optionsv1
 
 import (
+	v1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	descriptorpb "google.golang.org/protobuf/types/descriptorpb"
@@ -160,6 +162,117 @@ func (x *MethodOptions) GetConcurrent() bool {
 	return false
 }
 
+// RowOptions makes a message a row. There is nothing to configure.
+type RowOptions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RowOptions) Reset() {
+	*x = RowOptions{}
+	mi := &file_raylink_options_v1_options_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RowOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RowOptions) ProtoMessage() {}
+
+func (x *RowOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_options_v1_options_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RowOptions.ProtoReflect.Descriptor instead.
+func (*RowOptions) Descriptor() ([]byte, []int) {
+	return file_raylink_options_v1_options_proto_rawDescGZIP(), []int{2}
+}
+
+// ColumnOptions configures the column of one field of a row.
+type ColumnOptions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The type of the column's elements. Default: the type with the field's own values, which is
+	// INT32 for an enum and UINT8 for bytes. An integer field may have a narrower integer type, and
+	// an unsigned one too: a value that does not fit is an error when a row is set. A float or double
+	// may have a narrower floating-point type, to which values are rounded. The elements of a bytes
+	// field may be of any type but BOOL, and are stored as they are, little-endian.
+	Dtype *v1.DataType `protobuf:"varint,1,opt,name=dtype,proto3,enum=raylink.tensor.v1.DataType,oneof" json:"dtype,omitempty"`
+	// The dimensions of the field's elements in one row, row-major; `[84, 84]` is 7056 elements. It
+	// is required for repeated and bytes fields, and not possible for others, which are scalars.
+	Shape []uint64 `protobuf:"varint,2,rep,packed,name=shape,proto3" json:"shape,omitempty"`
+	// The value of each element in a row that does not set it. Default: 0. Whether a row sets a
+	// repeated or bytes field can be seen from the message: an empty one does not, and without
+	// `initial` its length is an error. A scalar of a message is always set, to 0 for example.
+	// Elements of rows that were not set from a message at all have the initial value as well, such
+	// as the padding of a sequence. The value must be one of the column's type. Integers beyond 2^53
+	// in magnitude are not possible.
+	Initial       *float64 `protobuf:"fixed64,3,opt,name=initial,proto3,oneof" json:"initial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ColumnOptions) Reset() {
+	*x = ColumnOptions{}
+	mi := &file_raylink_options_v1_options_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ColumnOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ColumnOptions) ProtoMessage() {}
+
+func (x *ColumnOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_options_v1_options_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ColumnOptions.ProtoReflect.Descriptor instead.
+func (*ColumnOptions) Descriptor() ([]byte, []int) {
+	return file_raylink_options_v1_options_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ColumnOptions) GetDtype() v1.DataType {
+	if x != nil && x.Dtype != nil {
+		return *x.Dtype
+	}
+	return v1.DataType(0)
+}
+
+func (x *ColumnOptions) GetShape() []uint64 {
+	if x != nil {
+		return x.Shape
+	}
+	return nil
+}
+
+func (x *ColumnOptions) GetInitial() float64 {
+	if x != nil && x.Initial != nil {
+		return *x.Initial
+	}
+	return 0
+}
+
 var file_raylink_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.ServiceOptions)(nil),
@@ -175,6 +288,22 @@ var file_raylink_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 		Field:         236689204,
 		Name:          "raylink.options.v1.method",
 		Tag:           "bytes,236689204,opt,name=method",
+		Filename:      "raylink/options/v1/options.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.MessageOptions)(nil),
+		ExtensionType: (*RowOptions)(nil),
+		Field:         236689204,
+		Name:          "raylink.options.v1.row",
+		Tag:           "bytes,236689204,opt,name=row",
+		Filename:      "raylink/options/v1/options.proto",
+	},
+	{
+		ExtendedType:  (*descriptorpb.FieldOptions)(nil),
+		ExtensionType: (*ColumnOptions)(nil),
+		Field:         236689204,
+		Name:          "raylink.options.v1.column",
+		Tag:           "bytes,236689204,opt,name=column",
 		Filename:      "raylink/options/v1/options.proto",
 	},
 }
@@ -195,11 +324,28 @@ var (
 	E_Method = &file_raylink_options_v1_options_proto_extTypes[1]
 )
 
+// Extension fields to descriptorpb.MessageOptions.
+var (
+	// Makes the message a row: each of its fields is a column, of a fixed size. Messages without this
+	// option are no rows.
+	//
+	// optional raylink.options.v1.RowOptions row = 236689204;
+	E_Row = &file_raylink_options_v1_options_proto_extTypes[2]
+)
+
+// Extension fields to descriptorpb.FieldOptions.
+var (
+	// How the values of one field of a row are stored.
+	//
+	// optional raylink.options.v1.ColumnOptions column = 236689204;
+	E_Column = &file_raylink_options_v1_options_proto_extTypes[3]
+)
+
 var File_raylink_options_v1_options_proto protoreflect.FileDescriptor
 
 const file_raylink_options_v1_options_proto_rawDesc = "" +
 	"\n" +
-	" raylink/options/v1/options.proto\x12\x12raylink.options.v1\x1a google/protobuf/descriptor.proto\"\x85\x02\n" +
+	" raylink/options/v1/options.proto\x12\x12raylink.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x85\x02\n" +
 	"\vNodeOptions\x12\x17\n" +
 	"\x04type\x18\x01 \x01(\tH\x00R\x04type\x88\x01\x01\x12\x1b\n" +
 	"\x06config\x18\x02 \x01(\tH\x01R\x06config\x88\x01\x01\x12,\n" +
@@ -217,9 +363,20 @@ const file_raylink_options_v1_options_proto_rawDesc = "" +
 	"\n" +
 	"concurrent\x18\x01 \x01(\bH\x00R\n" +
 	"concurrent\x88\x01\x01B\r\n" +
-	"\v_concurrent:Z\n" +
+	"\v_concurrent\"\f\n" +
+	"\n" +
+	"RowOptions\"\x92\x01\n" +
+	"\rColumnOptions\x126\n" +
+	"\x05dtype\x18\x01 \x01(\x0e2\x1b.raylink.tensor.v1.DataTypeH\x00R\x05dtype\x88\x01\x01\x12\x14\n" +
+	"\x05shape\x18\x02 \x03(\x04R\x05shape\x12\x1d\n" +
+	"\ainitial\x18\x03 \x01(\x01H\x01R\ainitial\x88\x01\x01B\b\n" +
+	"\x06_dtypeB\n" +
+	"\n" +
+	"\b_initial:Z\n" +
 	"\x04node\x12\x1f.google.protobuf.ServiceOptions\x18\xb4\xae\xeep \x01(\v2\x1f.raylink.options.v1.NodeOptionsR\x04node\x88\x01\x01:_\n" +
-	"\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb4\xae\xeep \x01(\v2!.raylink.options.v1.MethodOptionsR\x06method\x88\x01\x01B=Z;github.com/raylink/raylink/gen/raylink/options/v1;optionsv1b\x06proto3"
+	"\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb4\xae\xeep \x01(\v2!.raylink.options.v1.MethodOptionsR\x06method\x88\x01\x01:W\n" +
+	"\x03row\x12\x1f.google.protobuf.MessageOptions\x18\xb4\xae\xeep \x01(\v2\x1e.raylink.options.v1.RowOptionsR\x03row\x88\x01\x01:^\n" +
+	"\x06column\x12\x1d.google.protobuf.FieldOptions\x18\xb4\xae\xeep \x01(\v2!.raylink.options.v1.ColumnOptionsR\x06column\x88\x01\x01B=Z;github.com/raylink/raylink/gen/raylink/options/v1;optionsv1b\x06proto3"
 
 var (
 	file_raylink_options_v1_options_proto_rawDescOnce sync.Once
@@ -233,23 +390,33 @@ func file_raylink_options_v1_options_proto_rawDescGZIP() []byte {
 	return file_raylink_options_v1_options_proto_rawDescData
 }
 
-var file_raylink_options_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_raylink_options_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_raylink_options_v1_options_proto_goTypes = []any{
 	(*NodeOptions)(nil),                 // 0: raylink.options.v1.NodeOptions
 	(*MethodOptions)(nil),               // 1: raylink.options.v1.MethodOptions
-	(*descriptorpb.ServiceOptions)(nil), // 2: google.protobuf.ServiceOptions
-	(*descriptorpb.MethodOptions)(nil),  // 3: google.protobuf.MethodOptions
+	(*RowOptions)(nil),                  // 2: raylink.options.v1.RowOptions
+	(*ColumnOptions)(nil),               // 3: raylink.options.v1.ColumnOptions
+	(v1.DataType)(0),                    // 4: raylink.tensor.v1.DataType
+	(*descriptorpb.ServiceOptions)(nil), // 5: google.protobuf.ServiceOptions
+	(*descriptorpb.MethodOptions)(nil),  // 6: google.protobuf.MethodOptions
+	(*descriptorpb.MessageOptions)(nil), // 7: google.protobuf.MessageOptions
+	(*descriptorpb.FieldOptions)(nil),   // 8: google.protobuf.FieldOptions
 }
 var file_raylink_options_v1_options_proto_depIdxs = []int32{
-	2, // 0: raylink.options.v1.node:extendee -> google.protobuf.ServiceOptions
-	3, // 1: raylink.options.v1.method:extendee -> google.protobuf.MethodOptions
-	0, // 2: raylink.options.v1.node:type_name -> raylink.options.v1.NodeOptions
-	1, // 3: raylink.options.v1.method:type_name -> raylink.options.v1.MethodOptions
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	2, // [2:4] is the sub-list for extension type_name
-	0, // [0:2] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	4, // 0: raylink.options.v1.ColumnOptions.dtype:type_name -> raylink.tensor.v1.DataType
+	5, // 1: raylink.options.v1.node:extendee -> google.protobuf.ServiceOptions
+	6, // 2: raylink.options.v1.method:extendee -> google.protobuf.MethodOptions
+	7, // 3: raylink.options.v1.row:extendee -> google.protobuf.MessageOptions
+	8, // 4: raylink.options.v1.column:extendee -> google.protobuf.FieldOptions
+	0, // 5: raylink.options.v1.node:type_name -> raylink.options.v1.NodeOptions
+	1, // 6: raylink.options.v1.method:type_name -> raylink.options.v1.MethodOptions
+	2, // 7: raylink.options.v1.row:type_name -> raylink.options.v1.RowOptions
+	3, // 8: raylink.options.v1.column:type_name -> raylink.options.v1.ColumnOptions
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	5, // [5:9] is the sub-list for extension type_name
+	1, // [1:5] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_raylink_options_v1_options_proto_init() }
@@ -259,14 +426,15 @@ func file_raylink_options_v1_options_proto_init() {
 	}
 	file_raylink_options_v1_options_proto_msgTypes[0].OneofWrappers = []any{}
 	file_raylink_options_v1_options_proto_msgTypes[1].OneofWrappers = []any{}
+	file_raylink_options_v1_options_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_options_v1_options_proto_rawDesc), len(file_raylink_options_v1_options_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
-			NumExtensions: 2,
+			NumMessages:   4,
+			NumExtensions: 4,
 			NumServices:   0,
 		},
 		GoTypes:           file_raylink_options_v1_options_proto_goTypes,

@@ -36,20 +36,32 @@ const (
 	DataType_DATA_TYPE_INT64       DataType = 6
 	DataType_DATA_TYPE_FLOAT32     DataType = 7
 	DataType_DATA_TYPE_FLOAT64     DataType = 8
+	DataType_DATA_TYPE_UINT16      DataType = 9
+	DataType_DATA_TYPE_UINT32      DataType = 10
+	DataType_DATA_TYPE_UINT64      DataType = 11
+	// IEEE 754 binary16: 5 bits of exponent, 10 of fraction.
+	DataType_DATA_TYPE_FLOAT16 DataType = 12
+	// The upper half of a FLOAT32: 8 bits of exponent, 7 of fraction.
+	DataType_DATA_TYPE_BFLOAT16 DataType = 13
 )
 
 // Enum value maps for DataType.
 var (
 	DataType_name = map[int32]string{
-		0: "DATA_TYPE_UNSPECIFIED",
-		1: "DATA_TYPE_BOOL",
-		2: "DATA_TYPE_UINT8",
-		3: "DATA_TYPE_INT8",
-		4: "DATA_TYPE_INT16",
-		5: "DATA_TYPE_INT32",
-		6: "DATA_TYPE_INT64",
-		7: "DATA_TYPE_FLOAT32",
-		8: "DATA_TYPE_FLOAT64",
+		0:  "DATA_TYPE_UNSPECIFIED",
+		1:  "DATA_TYPE_BOOL",
+		2:  "DATA_TYPE_UINT8",
+		3:  "DATA_TYPE_INT8",
+		4:  "DATA_TYPE_INT16",
+		5:  "DATA_TYPE_INT32",
+		6:  "DATA_TYPE_INT64",
+		7:  "DATA_TYPE_FLOAT32",
+		8:  "DATA_TYPE_FLOAT64",
+		9:  "DATA_TYPE_UINT16",
+		10: "DATA_TYPE_UINT32",
+		11: "DATA_TYPE_UINT64",
+		12: "DATA_TYPE_FLOAT16",
+		13: "DATA_TYPE_BFLOAT16",
 	}
 	DataType_value = map[string]int32{
 		"DATA_TYPE_UNSPECIFIED": 0,
@@ -61,6 +73,11 @@ var (
 		"DATA_TYPE_INT64":       6,
 		"DATA_TYPE_FLOAT32":     7,
 		"DATA_TYPE_FLOAT64":     8,
+		"DATA_TYPE_UINT16":      9,
+		"DATA_TYPE_UINT32":      10,
+		"DATA_TYPE_UINT64":      11,
+		"DATA_TYPE_FLOAT16":     12,
+		"DATA_TYPE_BFLOAT16":    13,
 	}
 )
 
@@ -154,6 +171,78 @@ func (x *Tensor) GetData() []byte {
 	return nil
 }
 
+// Column describes a named field of a row: its element type and shape, which are the same in every
+// row.
+type Column struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Dtype DataType               `protobuf:"varint,2,opt,name=dtype,proto3,enum=raylink.tensor.v1.DataType" json:"dtype,omitempty"`
+	// Empty for a scalar.
+	Shape []uint64 `protobuf:"varint,3,rep,packed,name=shape,proto3" json:"shape,omitempty"`
+	// The value of each element in a row that does not set it, as one element is stored. Empty for 0.
+	Initial       []byte `protobuf:"bytes,4,opt,name=initial,proto3" json:"initial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Column) Reset() {
+	*x = Column{}
+	mi := &file_raylink_tensor_v1_tensor_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Column) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Column) ProtoMessage() {}
+
+func (x *Column) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_tensor_v1_tensor_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Column.ProtoReflect.Descriptor instead.
+func (*Column) Descriptor() ([]byte, []int) {
+	return file_raylink_tensor_v1_tensor_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Column) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Column) GetDtype() DataType {
+	if x != nil {
+		return x.Dtype
+	}
+	return DataType_DATA_TYPE_UNSPECIFIED
+}
+
+func (x *Column) GetShape() []uint64 {
+	if x != nil {
+		return x.Shape
+	}
+	return nil
+}
+
+func (x *Column) GetInitial() []byte {
+	if x != nil {
+		return x.Initial
+	}
+	return nil
+}
+
 var File_raylink_tensor_v1_tensor_proto protoreflect.FileDescriptor
 
 const file_raylink_tensor_v1_tensor_proto_rawDesc = "" +
@@ -162,7 +251,12 @@ const file_raylink_tensor_v1_tensor_proto_rawDesc = "" +
 	"\x06Tensor\x121\n" +
 	"\x05dtype\x18\x01 \x01(\x0e2\x1b.raylink.tensor.v1.DataTypeR\x05dtype\x12\x14\n" +
 	"\x05shape\x18\x02 \x03(\x04R\x05shape\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data*\xcf\x01\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"\x7f\n" +
+	"\x06Column\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
+	"\x05dtype\x18\x02 \x01(\x0e2\x1b.raylink.tensor.v1.DataTypeR\x05dtype\x12\x14\n" +
+	"\x05shape\x18\x03 \x03(\x04R\x05shape\x12\x18\n" +
+	"\ainitial\x18\x04 \x01(\fR\ainitial*\xc0\x02\n" +
 	"\bDataType\x12\x19\n" +
 	"\x15DATA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eDATA_TYPE_BOOL\x10\x01\x12\x13\n" +
@@ -172,7 +266,13 @@ const file_raylink_tensor_v1_tensor_proto_rawDesc = "" +
 	"\x0fDATA_TYPE_INT32\x10\x05\x12\x13\n" +
 	"\x0fDATA_TYPE_INT64\x10\x06\x12\x15\n" +
 	"\x11DATA_TYPE_FLOAT32\x10\a\x12\x15\n" +
-	"\x11DATA_TYPE_FLOAT64\x10\bB;Z9github.com/raylink/raylink/gen/raylink/tensor/v1;tensorv1b\x06proto3"
+	"\x11DATA_TYPE_FLOAT64\x10\b\x12\x14\n" +
+	"\x10DATA_TYPE_UINT16\x10\t\x12\x14\n" +
+	"\x10DATA_TYPE_UINT32\x10\n" +
+	"\x12\x14\n" +
+	"\x10DATA_TYPE_UINT64\x10\v\x12\x15\n" +
+	"\x11DATA_TYPE_FLOAT16\x10\f\x12\x16\n" +
+	"\x12DATA_TYPE_BFLOAT16\x10\rB;Z9github.com/raylink/raylink/gen/raylink/tensor/v1;tensorv1b\x06proto3"
 
 var (
 	file_raylink_tensor_v1_tensor_proto_rawDescOnce sync.Once
@@ -187,18 +287,20 @@ func file_raylink_tensor_v1_tensor_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_tensor_v1_tensor_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raylink_tensor_v1_tensor_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_raylink_tensor_v1_tensor_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_raylink_tensor_v1_tensor_proto_goTypes = []any{
 	(DataType)(0),  // 0: raylink.tensor.v1.DataType
 	(*Tensor)(nil), // 1: raylink.tensor.v1.Tensor
+	(*Column)(nil), // 2: raylink.tensor.v1.Column
 }
 var file_raylink_tensor_v1_tensor_proto_depIdxs = []int32{
 	0, // 0: raylink.tensor.v1.Tensor.dtype:type_name -> raylink.tensor.v1.DataType
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0, // 1: raylink.tensor.v1.Column.dtype:type_name -> raylink.tensor.v1.DataType
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_raylink_tensor_v1_tensor_proto_init() }
@@ -212,7 +314,7 @@ func file_raylink_tensor_v1_tensor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_tensor_v1_tensor_proto_rawDesc), len(file_raylink_tensor_v1_tensor_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   1,
+			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
