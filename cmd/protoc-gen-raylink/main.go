@@ -1,5 +1,5 @@
-// Protoc-gen-raylink is a plugin of buf and protoc that turns services into nodes: see package
-// generator for what it writes.
+// Protoc-gen-raylink is a plugin of buf and protoc that turns services into nodes, and messages
+// into rows of columns: see package generator for what it writes.
 //
 // Called by buf or protoc it reads a request on standard input and writes its response to standard
 // output. People call it with --export, --version or --help.
@@ -22,7 +22,7 @@ import (
 	schemas "github.com/raylink/raylink/proto"
 )
 
-const usage = `protoc-gen-raylink turns the services of .proto files into RayLink nodes, in Go. Buf and protoc run it:
+const usage = `protoc-gen-raylink turns the services of .proto files into RayLink nodes, and their rows into columns, in Go. Buf and protoc run it:
 
     # buf.gen.yaml
     version: v2

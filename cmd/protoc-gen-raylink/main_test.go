@@ -43,6 +43,7 @@ message AskRequest {
 
 message AskResponse {
   repeated raylink.tensor.v1.Tensor tensors = 1;
+  repeated raylink.tensor.v1.Column columns = 2;
 }
 
 // User asks.
@@ -50,6 +51,53 @@ service User {
   option (raylink.options.v1.node).config = "raylink.replay.v1.ReplayConfig";
 
   rpc Ask(AskRequest) returns (AskResponse);
+}
+`
+
+// row.proto is a file of messages alone.
+const rowSchema = `syntax = "proto3";
+
+package user.v1;
+
+import "raylink/options/v1/options.proto";
+
+option go_package = "example.com/user/gen/user/v1;userv1";
+
+// Step is a row.
+message Step {
+  option (raylink.options.v1.row) = {};
+
+  bytes frame = 1 [(raylink.options.v1.column) = {
+    dtype: DATA_TYPE_UINT8
+    shape: [84, 84]
+  }];
+  repeated float state = 2 [(raylink.options.v1.column).shape = 17];
+  int32 action = 3 [(raylink.options.v1.column).initial = -1];
+}
+`
+
+// rowUse is a program that uses the row.
+const rowUse = `package user_test
+
+import (
+	"testing"
+
+	userv1 "example.com/user/gen/user/v1"
+	"example.com/user/gen/user/v1/userv1raylink"
+)
+
+func TestStep(t *testing.T) {
+	columns := userv1raylink.StepRow.New(2)
+	if err := columns.Set(1, &userv1.Step{Frame: make([]byte, 7056), State: make([]float32, 17), Action: 7}); err != nil {
+		t.Fatal(err)
+	}
+	step := &userv1.Step{}
+	if columns.Get(0, step); step.GetAction() != -1 {
+		t.Fatal(step)
+	}
+	if columns.Get(1, step); step.GetAction() != 7 || columns.Len() != 2 {
+		t.Fatal(step)
+	}
 }
 `
 
@@ -87,15 +135,18 @@ func TestSchemaThatImportsAllExportedOnesBuilds(t *testing.T) {
 	for name, template := range map[string]string{"plain": plain, "managed": managed} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			schema := userSchema
+			schema, rows := userSchema, rowSchema
 			if name == "managed" {
-				schema = regexp.MustCompile("(?m)^option go_package.*\n\n").ReplaceAllString(schema, "")
+				declared := regexp.MustCompile("(?m)^option go_package.*\n\n")
+				schema, rows = declared.ReplaceAllString(schema, ""), declared.ReplaceAllString(rows, "")
 			}
 			write := func(name, content string) {
 				require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700))
 				require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
 			}
 			write("proto/user/v1/user.proto", schema)
+			write("proto/user/v1/row.proto", rows)
+			write("row_test.go", rowUse)
 			write("buf.yaml", userBuf)
 			write("buf.gen.yaml", strings.ReplaceAll(template, "local: protoc-gen-raylink", "local: "+self))
 			_, stderr, err := plugin(t, nil, "--export", filepath.Join(dir, "third_party"))
@@ -109,7 +160,7 @@ func TestSchemaThatImportsAllExportedOnesBuilds(t *testing.T) {
 			write("go.mod", "module example.com/user\n"+requires+
 				"\nrequire github.com/raylink/raylink v0.0.0\n\nreplace github.com/raylink/raylink => "+root+"\n")
 			for _, args := range [][]string{
-				{filepath.Join(tools, "buf"), "lint"}, {filepath.Join(tools, "buf"), "generate"}, {"go", "vet", "./..."},
+				{filepath.Join(tools, "buf"), "lint"}, {filepath.Join(tools, "buf"), "generate"}, {"go", "vet", "./..."}, {"go", "test", "."},
 			} {
 				cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 				cmd.Dir = dir

@@ -39,6 +39,27 @@ func TestSymbolsKnowTheirPlaceInTheSchema(t *testing.T) {
 	assert.Equal(t, set("Repeat EchoRepeatServerStream EchoRepeatClientStream"), stream)
 }
 
+// TestSymbolsOfRowsKnowTheirPlaceInTheSchema is the same for messages and fields: [4, message] or
+// [4, message, 2, field].
+func TestSymbolsOfRowsKnowTheirPlaceInTheSchema(t *testing.T) {
+	const name = "rowclash/rowraylink/rowclash.raylink.go"
+	files := outputs(t, generate(t, request(t, testdata(t, "rowclash"), "annotate_code,module="+module, "rowclash/rowclash.proto")))
+	info := &descriptorpb.GeneratedCodeInfo{}
+	require.NoError(t, prototext.Unmarshal([]byte(files[name+".meta"]), info))
+	message, field := map[string]bool{}, map[string]bool{}
+	for _, a := range info.GetAnnotation() {
+		symbol := files[name][a.GetBegin():a.GetEnd()]
+		switch path := a.GetPath(); {
+		case len(path) == 2 && path[0] == 4 && path[1] == 0:
+			message[symbol] = true
+		case len(path) == 4 && path[0] == 4 && path[1] == 0 && path[3] == 0:
+			field[symbol] = true
+		}
+	}
+	assert.Equal(t, set("StepColumns StepRow Len__ Set_ Get_"), message)
+	assert.Equal(t, set("Len"), field)
+}
+
 func TestNoAnnotationsUnlessAskedFor(t *testing.T) {
 	files := testdata(t, "nameclash")
 	assert.Len(t, outputs(t, generate(t, request(t, files, "", "nameclash/nameclash.proto"))), 1)

@@ -125,7 +125,7 @@ func sentence(format string, args ...any) string {
 	return b.String()
 }
 
-// schemaDoc is what the schema says of a service or method: the comment before it, then the one
+// schemaDoc is what the schema says of a declaration: the comment before it, then the one
 // behind it.
 func schemaDoc(comments protogen.CommentSet) doc {
 	return doc{string(comments.Leading), string(comments.Trailing)}
@@ -147,7 +147,7 @@ func deprecation(file *protogen.File, d protoreflect.Descriptor, comments protog
 	return sentence("Deprecated: marked as deprecated in %s.", file.Desc.Path())
 }
 
-// isDeprecated reports whether a service or method, or its file, is marked as deprecated.
+// isDeprecated reports whether a declaration, or its file, is marked as deprecated.
 func isDeprecated(file *protogen.File, d protoreflect.Descriptor) bool {
 	if file.Proto.GetOptions().GetDeprecated() {
 		return true
@@ -156,6 +156,10 @@ func isDeprecated(file *protogen.File, d protoreflect.Descriptor) bool {
 	case *descriptorpb.ServiceOptions:
 		return options.GetDeprecated()
 	case *descriptorpb.MethodOptions:
+		return options.GetDeprecated()
+	case *descriptorpb.MessageOptions:
+		return options.GetDeprecated()
+	case *descriptorpb.FieldOptions:
 		return options.GetDeprecated()
 	}
 	return false

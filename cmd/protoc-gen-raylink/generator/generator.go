@@ -1,8 +1,9 @@
 // Package generator turns the services of .proto files into Go: node interfaces, handles, local and
-// async stubs, tunnel adapters. It is what protoc-gen-raylink runs.
+// async stubs, tunnel adapters; and their rows: columns of typed slices. It is what
+// protoc-gen-raylink runs.
 //
-// For each file with services it writes `<file>.raylink.go` into a package of its own beside the
-// messages: `demov1raylink` beside `demov1`. It promises that
+// For each file with services or rows it writes `<file>.raylink.go` into a package of its own
+// beside the messages: `demov1raylink` beside `demov1`. It promises that
 //
 //   - the same schemas give the same bytes, in whatever order files and services come;
 //   - names that stand in the schema are never changed: a name of the plugin's own that meets one,
@@ -46,8 +47,8 @@ func Options() protogen.Options {
 	}
 }
 
-// Generate adds a generated file to the plugin's response for each file with services that the
-// request asks for. Its error lists everything that is wrong with the schemas, one line each.
+// Generate adds a generated file to the plugin's response for each file with services or rows that
+// the request asks for. Its error lists everything that is wrong with the schemas, one line each.
 func Generate(plugin *protogen.Plugin) error {
 	// Also said of a failed run: protoc would otherwise blame the failure on missing support.
 	plugin.SupportedFeatures = uint64(pluginpb.CodeGeneratorResponse_FEATURE_PROTO3_OPTIONAL |
@@ -98,6 +99,8 @@ type generator struct {
 	packages []*goPackage
 	// messages finds the files whose messages go into one Go package, by its import path.
 	messages map[protogen.GoImportPath][]*protogen.File
+	// rows has the messages of each file that are rows, in the order of their declaration.
+	rows map[*protogen.File][]*rowType
 	// options has the checked options of each service that is generated.
 	options map[protoreflect.FullName]nodeOptions
 	// reached are the files whose messages generated code needs, checked once each.
@@ -106,8 +109,9 @@ type generator struct {
 }
 
 func newGenerator(plugin *protogen.Plugin) *generator {
+	found, problems := findRows(plugin, findExtensions(plugin.Request))
 	g := &generator{
-		plugin: plugin, packages: goPackages(plugin),
+		plugin: plugin, packages: goPackages(plugin, found), rows: found, problems: problems,
 		messages: make(map[protogen.GoImportPath][]*protogen.File),
 		options:  make(map[protoreflect.FullName]nodeOptions),
 		reached:  make(map[*protogen.File]bool),
@@ -217,15 +221,15 @@ func (g *generator) checkNames(pkg *goPackage) {
 // checkCollisions refuses generated files and packages that would overwrite each other, or that Go
 // takes for one because they differ in case alone.
 func (g *generator) checkCollisions() {
-	outputs := make(map[string]*protogen.File)      // with services, by the name of the generated file
-	siblings := make(map[string]*protogen.File)     // all of a package with services, by folded name
+	outputs := make(map[string]*protogen.File)      // with services or rows, by the name of the generated file
+	siblings := make(map[string]*protogen.File)     // all of a package in g.packages, by folded name
 	paths := make(map[string]protogen.GoImportPath) // by folded import path
 	owner := make(map[protogen.GoImportPath]*protogen.File)
 	collide := func(file *protogen.File, importPath protogen.GoImportPath) {
 		folded := fold(string(importPath))
 		if other, ok := paths[folded]; ok && other != importPath {
 			for _, f := range []*protogen.File{file, owner[other]} {
-				if f.Generate && len(f.Services) > 0 {
+				if f.Generate && (len(f.Services) > 0 || len(g.rows[f]) > 0) {
 					g.problems.addf(f, goPackagePath, "the Go packages %v (of %s) and %v (of %s) differ in case alone, and Go builds no program "+
 						"with both; give one of the two another go_package", importPath, file.Desc.Path(), other, owner[other].Desc.Path())
 					break
@@ -266,8 +270,12 @@ func (g *generator) checkCollisions() {
 // checkImports refuses messages that generated code, being in another package, could not import.
 func (g *generator) checkImports(pkg *goPackage, file *protogen.File) {
 	for _, other := range g.messages[pkg.importPath] {
-		g.problems.addf(file, goPackagePath, "its nodes would go into the Go package %v, which is that of the messages of %s; "+
-			"give one of the two another go_package", pkg.importPath, other.Desc.Path())
+		what := "nodes"
+		if len(file.Services) == 0 {
+			what = "rows"
+		}
+		g.problems.addf(file, goPackagePath, "its %s would go into the Go package %v, which is that of the messages of %s; "+
+			"give one of the two another go_package", what, pkg.importPath, other.Desc.Path())
 	}
 	if reason := notImportable(file); reason != "" {
 		g.problems.addf(file, goPackagePath, "%s", reason)
@@ -277,11 +285,18 @@ func (g *generator) checkImports(pkg *goPackage, file *protogen.File) {
 	for _, service := range file.Services {
 		for _, method := range service.Methods {
 			for _, message := range []*protogen.Message{method.Input, method.Output} {
-				g.checkImport(file, method.Location.Path, message)
+				g.checkImport(file, method.Location.Path, message.Desc)
 			}
 		}
 		if config := g.options[service.Desc.FullName()].config; config != nil {
-			g.checkImport(file, optionPath(service.Location, nodeConfigField), config)
+			g.checkImport(file, optionPath(service.Location, nodeConfigField), config.Desc)
+		}
+	}
+	for _, row := range g.rows[file] {
+		for _, column := range row.columns {
+			if enum := column.field.Enum; enum != nil {
+				g.checkImport(file, column.field.Location.Path, enum.Desc)
+			}
 		}
 	}
 }
@@ -303,8 +318,8 @@ func (g *generator) checkBuilt(file *protogen.File) {
 	}
 }
 
-func (g *generator) checkImport(file *protogen.File, where protoreflect.SourcePath, message *protogen.Message) {
-	home := g.plugin.FilesByPath[message.Desc.ParentFile().Path()]
+func (g *generator) checkImport(file *protogen.File, where protoreflect.SourcePath, used protoreflect.Descriptor) {
+	home := g.plugin.FilesByPath[used.ParentFile().Path()]
 	if home == nil || home == file {
 		return
 	}
@@ -313,7 +328,7 @@ func (g *generator) checkImport(file *protogen.File, where protoreflect.SourcePa
 		reason = skipped(home)
 	}
 	if reason != "" {
-		g.problems.addf(file, where, "%s can't be used, for in %s %s", message.Desc.FullName(), home.Desc.Path(), reason)
+		g.problems.addf(file, where, "%s can't be used, for in %s %s", used.FullName(), home.Desc.Path(), reason)
 	}
 }
 
@@ -323,7 +338,7 @@ func (g *generator) generate() []*writer {
 	for _, pkg := range g.packages {
 		for _, src := range pkg.files {
 			if src.Generate {
-				files = append(files, &writer{pkg: pkg, src: src, options: g.options})
+				files = append(files, &writer{pkg: pkg, src: src, options: g.options, rows: g.rows[src]})
 			}
 		}
 	}

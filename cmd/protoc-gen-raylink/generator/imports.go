@@ -18,14 +18,16 @@ const (
 	protoPackage   = "google.golang.org/protobuf/proto"
 	runtimePackage = "github.com/raylink/raylink/runtime"
 	nodePackage    = "github.com/raylink/raylink/gen/raylink/node/v1"
+	rowPackage     = "github.com/raylink/raylink/runtime/row"
+	tensorPackage  = "github.com/raylink/raylink/gen/raylink/tensor/v1"
 )
 
 // localNames are the parameters and variables of generated functions, which an import's name must
 // not meet.
 func localNames() []string {
 	return []string{
-		"cfg", "client", "config", "ctx", "err", "found", "from", "h", "handles", "i", "n", "node", "opts", "parent", "ref", "refs",
-		"req", "res", "server", "setup", "stream", "untyped", "where",
+		"c", "cfg", "client", "columns", "config", "ctx", "err", "found", "from", "h", "handles", "i", "m", "n", "node", "opts", "parent",
+		"ref", "refs", "req", "res", "server", "setup", "stream", "untyped", "v", "where",
 	}
 }
 
@@ -54,8 +56,9 @@ func importGroups(importPaths []string, own protogen.GoImportPath) [][]string {
 }
 
 // importNames gives every package that a file imports its name in that file, clear of what else is
-// declared in the generated package. Every file with a service uses all of them.
-func importNames(taken map[string]bool, messages map[protogen.GoImportPath]protogen.GoPackageName) map[string]string {
+// declared in the generated package. Every file with a service uses all of its packages, and every
+// file with a row all of a row's.
+func importNames(taken map[string]bool, services, rows bool, messages map[protogen.GoImportPath]protogen.GoPackageName) map[string]string {
 	named := make(map[string]string)
 	used := make(map[string]bool)
 	for _, name := range slices.Concat(localNames(), types.Universe.Names()) {
@@ -73,11 +76,17 @@ func importNames(taken map[string]bool, messages map[protogen.GoImportPath]proto
 		named[importPath] = free
 	}
 	// First those of the plugin, so that they read the same everywhere, then the others by path.
-	name(contextPackage, "context")
-	name(connectPackage, "connect")
-	name(protoPackage, "proto")
-	name(runtimePackage, "runtime")
-	name(nodePackage, "nodev1")
+	if services {
+		name(contextPackage, "context")
+		name(connectPackage, "connect")
+		name(protoPackage, "proto")
+		name(runtimePackage, "runtime")
+		name(nodePackage, "nodev1")
+	}
+	if rows {
+		name(rowPackage, "row")
+		name(tensorPackage, "tensorv1")
+	}
 	for _, importPath := range slices.Sorted(maps.Keys(messages)) {
 		name(string(importPath), string(messages[importPath]))
 	}

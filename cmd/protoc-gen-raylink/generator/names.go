@@ -12,12 +12,14 @@ import (
 //
 // Names of the schema (a service's handle, its methods) stand as protoc-gen-go spells them. The
 // plugin's own names yield: first all schema names are taken, then the own ones in the order of
-// [ownNames], and within one kind by the services' full names; whatever finds its name taken gets
-// underscores until it is free. So CreateLearnerN creates a node of service LearnerN where there is
-// one, and that which creates n learners is CreateLearnerN_, wherever the two services are
-// declared.
+// [ownNames], and within one kind by the services' full names, then those of streams and of rows;
+// whatever finds its name taken gets underscores until it is free. So CreateLearnerN creates a node
+// of service LearnerN where there is one, and that which creates n learners is CreateLearnerN_,
+// wherever the two services are declared.
 type names struct {
 	services map[protoreflect.FullName]*serviceNames
+	// rows are by the full names of their messages.
+	rows map[protoreflect.FullName]*rowNames
 	// taken has every identifier of the package's scope. A file's imports must keep clear of them
 	// too.
 	taken map[string]bool
@@ -46,6 +48,14 @@ type methodNames struct {
 	serverStream, clientStream string // streaming methods only
 }
 
+// rowNames are the identifiers of one row. The fields of the columns' struct are named as those of
+// the message.
+type rowNames struct {
+	columns, row string
+	// length, set and get are the methods of the columns.
+	length, set, get string
+}
+
 // ownName is one kind of identifier that the plugin adds for a service.
 type ownName struct {
 	spell func(service string) string
@@ -70,9 +80,13 @@ func ownNames() []ownName {
 	}
 }
 
-// newNames names everything that is generated for the services of one package, which come sorted.
-func newNames(services []*protogen.Service) *names {
-	n := &names{services: make(map[protoreflect.FullName]*serviceNames), taken: make(map[string]bool)}
+// newNames names everything that is generated for the services and rows of one package, which come
+// sorted.
+func newNames(services []*protogen.Service, rows []*rowType) *names {
+	n := &names{
+		services: make(map[protoreflect.FullName]*serviceNames), rows: make(map[protoreflect.FullName]*rowNames),
+		taken: make(map[string]bool),
+	}
 	for _, service := range services {
 		n.taken[service.GoName] = true
 		own := &serviceNames{handle: service.GoName, methods: make(map[protoreflect.Name]*methodNames)}
@@ -100,6 +114,15 @@ func newNames(services []*protogen.Service) *names {
 			own.clientStream = take(n.taken, service.GoName+method.GoName+"ClientStream")
 		}
 	})
+	for _, row := range rows {
+		n.rows[row.message.Desc.FullName()] = newRowNames(row.message)
+	}
+	for _, row := range rows {
+		n.rows[row.message.Desc.FullName()].columns = take(n.taken, row.message.GoIdent.GoName+"Columns")
+	}
+	for _, row := range rows {
+		n.rows[row.message.Desc.FullName()].row = take(n.taken, row.message.GoIdent.GoName+"Row")
+	}
 	// Unexported names begin in lower case and go on with a capital somewhere, so that no keyword,
 	// predeclared name or local variable of generated code is among them.
 	for _, service := range services {
@@ -127,6 +150,15 @@ func (s *serviceNames) nameHandleMethods(service *protogen.Service) {
 			s.methods[method.Desc.Name()].async = take(taken, method.GoName+"Async")
 		}
 	}
+}
+
+// newRowNames names what the columns have beside the schema's fields.
+func newRowNames(message *protogen.Message) *rowNames {
+	taken := make(map[string]bool)
+	for _, field := range message.Fields {
+		taken[field.GoName] = true
+	}
+	return &rowNames{length: take(taken, "Len"), set: take(taken, "Set"), get: take(taken, "Get")}
 }
 
 // take takes name, or what it becomes once it is free.

@@ -9,19 +9,23 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
 	"pgregory.net/rapid"
 
+	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// TestNamesNeverMeet draws services whose names are made of the very words that the plugin uses, in
-// two files in any order, and checks that no identifier is declared twice, that the schema's names
-// stand, and that order changes nothing.
+// TestNamesNeverMeet draws services and rows whose names are made of the very words that the plugin
+// uses, in two files in any order, and checks that no identifier is declared twice, that the
+// schema's names stand, and that order changes nothing.
 func TestNamesNeverMeet(t *testing.T) {
 	words := strings.Fields("A B N Node Unimplemented Type Create Find From NewLocal New Tunnel Register Name Async Ref Service " +
-		"ServerStream ClientStream _ a 1")
+		"ServerStream ClientStream Columns Row _ a 1")
 	word := rapid.Custom(func(t *rapid.T) string {
 		return "A" + strings.Join(rapid.SliceOfN(rapid.SampledFrom(words), 0, 3).Draw(t, "words"), "")
 	})
@@ -38,13 +42,27 @@ func TestNamesNeverMeet(t *testing.T) {
 		})
 		drawn := rapid.SliceOfNDistinct(services, 1, 6, (*descriptorpb.ServiceDescriptorProto).GetName).Draw(t, "services")
 		half := rapid.IntRange(0, len(drawn)).Draw(t, "half")
-		first := packageOf(t, drawn[:half], drawn[half:])
+		fields := rapid.SampledFrom(strings.Fields("len set get Len_ Set_ get_ c i m"))
+		rows := rapid.Custom(func(t *rapid.T) *descriptorpb.DescriptorProto {
+			message := &descriptorpb.DescriptorProto{Name: new(word.Draw(t, "row")), Options: &descriptorpb.MessageOptions{}}
+			proto.SetExtension(message.GetOptions(), optionsv1.E_Row, &optionsv1.RowOptions{})
+			for i, name := range rapid.SliceOfNDistinct(fields, 1, 4, rapid.ID).Draw(t, "fields") {
+				message.Field = append(message.Field, &descriptorpb.FieldDescriptorProto{
+					Name: new(name), Number: new(int32(i) + 1), Type: descriptorpb.FieldDescriptorProto_TYPE_INT32.Enum(),
+					Label: descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum(),
+				})
+			}
+			return message
+		})
+		messages := rapid.SliceOfNDistinct(rows, 0, 4, (*descriptorpb.DescriptorProto).GetName).Draw(t, "rows")
+		first := packageOf(t, messages, drawn[:half], drawn[half:])
 		if first == nil {
 			t.Skip("two names of the schema are one in Go")
 		}
 		require.NoError(t, meeting(first))
 		slices.Reverse(drawn)
-		require.Equal(t, first.names, packageOf(t, drawn).names)
+		slices.Reverse(messages)
+		require.Equal(t, first.names, packageOf(t, messages, drawn).names)
 	})
 }
 
@@ -90,13 +108,30 @@ func meeting(pkg *goPackage) error {
 			}
 		}
 	}
+	for _, row := range pkg.rows {
+		own := pkg.names.rows[row.message.Desc.FullName()]
+		declare("the package", own.columns, own.row)
+		declare(own.columns, own.length, own.set, own.get)
+		for _, field := range row.message.Fields {
+			declare(own.columns, field.GoName)
+		}
+	}
 	return errors.Join(meetings...)
 }
 
-// packageOf is the package of services that stand in several files; nil where two of the schema's
-// own names are one in Go.
-func packageOf(t rapid.TB, files ...[]*descriptorpb.ServiceDescriptorProto) *goPackage {
-	req := &pluginpb.CodeGeneratorRequest{}
+// packageOf is the package of services that stand in several files, and of rows in one of their
+// own; nil where two of the schema's own names are one in Go.
+func packageOf(t rapid.TB, rows []*descriptorpb.DescriptorProto, files ...[]*descriptorpb.ServiceDescriptorProto) *goPackage {
+	req := &pluginpb.CodeGeneratorRequest{ProtoFile: []*descriptorpb.FileDescriptorProto{
+		protodesc.ToFileDescriptorProto(descriptorpb.File_google_protobuf_descriptor_proto),
+		protodesc.ToFileDescriptorProto(tensorv1.File_raylink_tensor_v1_tensor_proto),
+		protodesc.ToFileDescriptorProto(optionsv1.File_raylink_options_v1_options_proto),
+		{
+			// Of another package, in which a row may have the name of a service.
+			Name: new("rows.proto"), Package: new("y"), Syntax: new("proto3"), Dependency: []string{optionSchema},
+			Options: &descriptorpb.FileOptions{GoPackage: new("example.com/x")}, MessageType: rows,
+		},
+	}, FileToGenerate: []string{"rows.proto"}}
 	for i, services := range files {
 		file := &descriptorpb.FileDescriptorProto{
 			Name: new(fmt.Sprintf("%d.proto", i)), Package: new("x"), Syntax: new("proto3"),

@@ -21,20 +21,27 @@ import (
 var (
 	nodeOptionName   = optionsv1.E_Node.TypeDescriptor().FullName()   //nolint:gochecknoglobals // constant
 	methodOptionName = optionsv1.E_Method.TypeDescriptor().FullName() //nolint:gochecknoglobals // constant
+	rowOptionName    = optionsv1.E_Row.TypeDescriptor().FullName()    //nolint:gochecknoglobals // constant
+	columnOptionName = optionsv1.E_Column.TypeDescriptor().FullName() //nolint:gochecknoglobals // constant
 )
 
 const (
-	// Fields of NodeOptions and MethodOptions.
+	// Fields of NodeOptions, MethodOptions and ColumnOptions.
 	nodeTypeField           = 1
 	nodeConfigField         = 2
 	nodeMaxConcurrencyField = 3
 	nodeMaxPendingField     = 4
 	nodeMaxStreamsField     = 5
 	methodConcurrentField   = 1
+	columnDTypeField        = 1
+	columnShapeField        = 2
+	columnInitialField      = 3
 
-	// Where options stand in a service and a method, in descriptor.proto.
+	// Where options stand in a service, a method, a message and a field, in descriptor.proto.
 	serviceOptionsField = 3
 	methodOptionsField  = 4
+	messageOptionsField = 7
+	fieldOptionsField   = 8
 )
 
 // nodeOptions are a service's options, checked, with the type's default filled in. A bound of 0
@@ -52,7 +59,7 @@ type nodeOptions struct {
 // are read: any program may use the extension's number, which on a service that is not written for
 // RayLink means something else.
 type extensions struct {
-	node, method extension
+	node, method, row, column extension
 }
 
 type extension struct {
@@ -60,11 +67,12 @@ type extension struct {
 	file   string
 	number int32
 	// assumed is set if the number is this plugin's own, because the schema is not part of the
-	// request.
+	// request, and may be an early version of it.
 	assumed bool
 }
 
-// oldNumber is the number of both options before they had one of their own. Any program may use it.
+// oldNumber is the number of the options of services and methods before they had one of their own.
+// Any program may use it.
 const oldNumber = 61410
 
 // optionSchema is the file that --export writes, wherever a user puts it.
@@ -84,6 +92,13 @@ func (e extensions) in(file *protogen.File) extensions {
 		if !e.method.known {
 			e.method = extension{true, dependency, int32(optionsv1.E_Method.TypeDescriptor().Number()), true}
 		}
+		// Early versions did not have these.
+		if !e.row.known {
+			e.row = extension{true, dependency, int32(optionsv1.E_Row.TypeDescriptor().Number()), false}
+		}
+		if !e.column.known {
+			e.column = extension{true, dependency, int32(optionsv1.E_Column.TypeDescriptor().Number()), false}
+		}
 	}
 	return e
 }
@@ -100,6 +115,10 @@ func findExtensions(request *pluginpb.CodeGeneratorRequest) extensions {
 				found.node = ext
 			case methodOptionName:
 				found.method = ext
+			case rowOptionName:
+				found.row = ext
+			case columnOptionName:
+				found.column = ext
 			}
 		}
 	}
@@ -116,6 +135,18 @@ func optionPath(at protogen.Location, fields ...int32) protoreflect.SourcePath {
 func methodOptionPath(at protogen.Location, fields ...int32) protoreflect.SourcePath {
 	number := int32(optionsv1.E_Method.TypeDescriptor().Number())
 	return slices.Concat(at.Path, protoreflect.SourcePath{methodOptionsField, number}, fields)
+}
+
+// rowOptionPath is where the row option stands.
+func rowOptionPath(at protogen.Location) protoreflect.SourcePath {
+	number := int32(optionsv1.E_Row.TypeDescriptor().Number())
+	return slices.Concat(at.Path, protoreflect.SourcePath{messageOptionsField, number})
+}
+
+// columnOptionPath is where a field of the column option stands.
+func columnOptionPath(at protogen.Location, fields ...int32) protoreflect.SourcePath {
+	number := int32(optionsv1.E_Column.TypeDescriptor().Number())
+	return slices.Concat(at.Path, protoreflect.SourcePath{fieldOptionsField, number}, fields)
 }
 
 // optionsReader reads and checks the options of one file's services.
@@ -213,6 +244,22 @@ func readOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType
 			"run: go install github.com/raylink/raylink/cmd/protoc-gen-raylink@latest", number)
 	}
 	return nil
+}
+
+// readRowOption reads an option of a message or a field, most of which have none, and reports
+// whether it is set.
+func readRowOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType, ext extension, target proto.Message) (bool, error) {
+	if !ext.known {
+		return false, nil
+	}
+	raw, err := proto.Marshal(options)
+	if err != nil {
+		return false, fmt.Errorf("encode: %w", err)
+	}
+	if !hasField(raw, protowire.Number(ext.number)) {
+		return false, nil
+	}
+	return true, readOption(options, xt, ext, target)
 }
 
 // hasField reports whether encoded fields have one with the number want.
