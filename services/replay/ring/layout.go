@@ -22,6 +22,12 @@ const (
 	Int64
 	Float32
 	Float64
+	Uint16
+	Uint32
+	Uint64
+	// Float16 and BFloat16 are represented as uint16: package row converts them.
+	Float16
+	BFloat16
 )
 
 // Size returns the size of an element in bytes, or 0 if the type is invalid.
@@ -29,11 +35,11 @@ func (d DType) Size() int {
 	switch d {
 	case Bool, Uint8, Int8:
 		return 1
-	case Int16:
+	case Int16, Uint16, Float16, BFloat16:
 		return 2
-	case Int32, Float32:
+	case Int32, Uint32, Float32:
 		return 4
-	case Int64, Float64:
+	case Int64, Uint64, Float64:
 		return 8
 	default:
 		return 0
@@ -42,7 +48,10 @@ func (d DType) Size() int {
 
 // String returns the type's name.
 func (d DType) String() string {
-	names := [...]string{"invalid", "bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64"}
+	names := [...]string{
+		"invalid", "bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64",
+		"uint16", "uint32", "uint64", "float16", "bfloat16",
+	}
 	if int(d) < len(names) {
 		return names[d]
 	}

@@ -27,7 +27,7 @@ func TestCreateRejectsInvalidLayouts(t *testing.T) {
 		"name not UTF-8":   {Capacity: 1, Columns: []Column{{Name: "\xff", DType: Float32}}},
 		"duplicate name":   {Capacity: 1, Columns: []Column{scalar, scalar}},
 		"no dtype":         {Capacity: 1, Columns: []Column{{Name: "x"}}},
-		"unknown dtype":    {Capacity: 1, Columns: []Column{{Name: "x", DType: Float64 + 1}}},
+		"unknown dtype":    {Capacity: 1, Columns: []Column{{Name: "x", DType: BFloat16 + 1}}},
 		"empty dimension":  {Capacity: 1, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{3, 0}}}},
 		"shape overflows":  {Capacity: 1, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{1 << 63, 4}}}},
 		"too many columns": {Capacity: 1, Columns: many},
