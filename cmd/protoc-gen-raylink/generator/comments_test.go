@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/row"
 )
 
 // FuzzComment checks that a comment of a schema stays a comment, whatever stands in it.
@@ -69,4 +70,5 @@ func FuzzCommentsAreAsGofmtWritesThem(f *testing.F) {
 
 func TestGeneratedCodeIsForThisRuntime(t *testing.T) {
 	assert.Equal(t, runtime.MaxGenerated, contractVersion)
+	assert.Equal(t, row.MaxGenerated, rowVersion)
 }

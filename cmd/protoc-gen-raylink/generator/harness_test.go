@@ -102,8 +102,7 @@ func stored(t *testing.T, name string) *pluginpb.CodeGeneratorRequest {
 }
 
 // overTheWire is the request as the plugin's process gets it: with its options as bytes.
-func overTheWire(t *testing.T, req *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGeneratorRequest {
-	t.Helper()
+func overTheWire(t require.TestingT, req *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGeneratorRequest {
 	raw, err := proto.Marshal(req)
 	require.NoError(t, err)
 	decoded := &pluginpb.CodeGeneratorRequest{}
@@ -114,6 +113,11 @@ func overTheWire(t *testing.T, req *pluginpb.CodeGeneratorRequest) *pluginpb.Cod
 // generate runs the plugin.
 func generate(t *testing.T, req *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGeneratorResponse {
 	t.Helper()
+	return runPlugin(t, req)
+}
+
+// runPlugin is [generate] for any kind of test.
+func runPlugin(t require.TestingT, req *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGeneratorResponse {
 	plugin, err := generator.Options().New(overTheWire(t, req))
 	require.NoError(t, err)
 	return generator.Respond(plugin)
