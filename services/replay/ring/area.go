@@ -519,14 +519,9 @@ func (a *Area) Spans() []Span { return a.spans }
 func (a *Area) Release() error {
 	var err error
 	a.once.Do(func() {
-		r := a.ring
-		r.mu.Lock()
-		defer r.mu.Unlock()
 		a.spans = nil
 		a.releaseEntries(0)
-		if r.held.Add(-1) == 0 && r.closed {
-			err = r.unmapFile()
-		}
+		err = a.ring.letGo()
 	})
 	return err
 }

@@ -178,9 +178,10 @@ type Rows interface {
 	Bytes(column int) []byte
 }
 
-// Element is a Go type that a column's elements can be represented as.
+// Element is a Go type that a column's elements can be represented as: uint8 also for Bool, uint16
+// also for Float16 and BFloat16, which package runtime/row converts.
 type Element interface {
-	uint8 | int8 | int16 | int32 | int64 | float32 | float64
+	uint8 | uint16 | uint32 | uint64 | int8 | int16 | int32 | int64 | float32 | float64
 }
 
 // Values returns the named column as a slice of its elements, row after row, without a copy. It
@@ -203,6 +204,12 @@ func isOf[T Element](dtype DType) bool {
 	switch any(zero).(type) {
 	case uint8:
 		return dtype == Uint8 || dtype == Bool
+	case uint16:
+		return dtype == Uint16 || dtype == Float16 || dtype == BFloat16
+	case uint32:
+		return dtype == Uint32
+	case uint64:
+		return dtype == Uint64
 	case int8:
 		return dtype == Int8
 	case int16:

@@ -13,10 +13,10 @@ import (
 //   - The round is one more than the highest round of the ring in which a position of the block was
 //     allocated to a writer. A writer raises it before it claims the first row. So a block whose
 //     round is lower than that of a position has no row with that position.
-//   - The number of filled rows counts the words that became readable for the first time. A writer
-//     increments it before it claims a row that is not readable. So the block never has more
-//     readable rows. It may have fewer: rows that are being written, and a row for each writer that
-//     was killed in mid-row.
+//   - The number of filled rows counts the words that are readable or being written: all but those
+//     never written and the disowned. A writer increments it before it claims a row that is not
+//     counted, and decrements it after it disowned one. So the block never has more readable rows.
+//     It may have fewer: rows that are being written, or were when their writer was killed.
 
 const (
 	blockShift   = 12
@@ -33,6 +33,11 @@ func (r *Ring) blockRound(block uint64) *atomic.Uint64 {
 
 func (r *Ring) blockFilled(block uint64) *atomic.Uint64 {
 	return at(r.control, r.head.geometry.blocks+block*blockSummary+8)
+}
+
+// counted reports whether a row with this word is counted as filled.
+func (w word) counted() bool {
+	return w.readable() || w&writing != 0 && w.participant() != noParticipant
 }
 
 // blockSlots returns the half-open range of a block's rows.

@@ -49,8 +49,11 @@ func (h *header) run() uint64 {
 	for _, c := range h.geometry.columns {
 		row += c.size
 	}
-	return max(1, min(maxRun, maxRunBytes/max(row, 1)))
+	return runOf(row)
 }
+
+// runOf is run for rows of a size in bytes.
+func runOf(row uint64) uint64 { return max(1, min(maxRun, maxRunBytes/max(row, 1))) }
 
 func headerLength(layout Layout) uint64 {
 	n := fixedHeader

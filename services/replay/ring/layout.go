@@ -99,6 +99,31 @@ func (l Layout) Validate() error {
 	return err
 }
 
+// Fitted returns the layout with the largest capacity whose ring has a file of at most the given
+// size in bytes, or [ErrLayout] if not even one row fits. The layout's own capacity is ignored.
+func (l Layout) Fitted(size uint64) (Layout, error) {
+	l.Capacity = 1
+	least, err := newGeometry(l)
+	if err != nil {
+		return Layout{}, err
+	}
+	if size < least.size {
+		return Layout{}, fmt.Errorf("%w: a ring of at most %d bytes: one with a single row has %d", ErrLayout, size, least.size)
+	}
+	// Each row has at least a word. A capacity of n fits and none from more on does.
+	n, more := uint64(1), min(size, maxFile)/wordSize+1
+	for n+1 < more {
+		l.Capacity = n + (more-n)/2
+		if g, err := newGeometry(l); err == nil && g.size <= size {
+			n = l.Capacity
+		} else {
+			more = l.Capacity
+		}
+	}
+	l.Capacity = n
+	return l, nil
+}
+
 // sizes validates the layout and returns the columns' sizes in bytes per row.
 func (l Layout) sizes() ([]uint64, error) {
 	switch {

@@ -2,6 +2,7 @@ package ring
 
 import (
 	"context"
+	"encoding/binary"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -97,6 +98,10 @@ func run(t *rapid.T, rings []*Ring) {
 		require.NoError(t, err)
 		writers[i], readers[i] = w, h
 	}
+	inPlace := make([]*InPlace, len(rings))
+	for i, w := range writers {
+		inPlace[i] = w.InPlace()
+	}
 	which := rapid.IntRange(0, 1)
 	batch, err := NewBatch(rings[0].Layout(), 0)
 	require.NoError(t, err)
@@ -124,6 +129,43 @@ func run(t *rapid.T, rings []*Ring) {
 			require.Len(t, batch.Sequences(), len(sequences))
 			if len(sequences) > 0 {
 				require.Equal(t, sequences, batch.Sequences())
+			}
+		},
+		"write in place": func(t *rapid.T) {
+			values := rapid.SliceOfN(rapid.Int64(), 1, int(m.capacity)).Draw(t, "values")
+			panics := rapid.Bool().Draw(t, "panics")
+			p := inPlace[which.Draw(t, "writer")]
+			before := maps.Clone(m.rows)
+			overwritten := maps.Clone(m.values)
+			sequences, ok := m.append(values)
+			if !ok {
+				require.ErrorIs(t, p.TryAppend(len(values), func([][]byte) { panic("called") }), ErrNoRoom)
+				require.Empty(t, p.Sequences())
+				return
+			}
+			fill := func(columns [][]byte) {
+				for i, v := range values {
+					for j := range 3 {
+						at := columns[min(j, 1)][8*(i+i*min(j, 1)+max(0, j-1)):]
+						binary.LittleEndian.PutUint64(at, uint64(v))
+					}
+				}
+				if panics {
+					panic("boom")
+				}
+			}
+			if !panics {
+				require.NoError(t, p.TryAppend(len(values), fill))
+				require.Equal(t, sequences, p.Sequences())
+				return
+			}
+			require.Panics(t, func() { _ = p.TryAppend(len(values), fill) })
+			m.rows, m.values = before, overwritten
+			last := sequences[len(sequences)-1]
+			if last-sequences[0] == uint64(len(values)-1) && sequences[0]%m.capacity <= last%m.capacity {
+				for _, s := range sequences { // they were written to in place
+					delete(m.rows, s%m.capacity)
+				}
 			}
 		},
 		"sample": func(t *rapid.T) {

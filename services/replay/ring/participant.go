@@ -151,7 +151,9 @@ func (r *Ring) cleanUp(index int) error {
 		if err := r.mapRows(); err != nil {
 			return err
 		}
-		r.wordAt(r.rows, slot).CompareAndSwap(uint64(w), uint64(writingWord(w.sequence(), noParticipant)))
+		if r.wordAt(r.rows, slot).CompareAndSwap(uint64(w), uint64(w.disowned())) {
+			r.blockFilled(slot >> blockShift).Add(^uint64(0))
+		}
 	}
 	return nil
 }

@@ -83,6 +83,8 @@ func runTask(text string) error {
 		"stop mid-row":    stopMidRow,
 		"stop mid-batch":  stopMidBatch,
 		"stop with areas": stopWithAreas,
+		"stop in place":   stopInPlace,
+		"write in place":  writeInPlace,
 	}
 	id, err := ParseID(p.ID)
 	if err != nil {
@@ -188,6 +190,42 @@ func readRows(r *Ring, p task, read func(*ReadHead, *Batch) error) (result, erro
 		}
 		o.Rows += b.Rows()
 		o.Torn += torn(b)
+	}
+	return o, nil
+}
+
+// stopInPlace writes half of its rows in place, then waits for a line before it writes the rest.
+func stopInPlace(r *Ring, p task) (result, error) {
+	w, err := r.InPlace()
+	if err != nil {
+		return result{}, err
+	}
+	rng := rand.New(rand.NewPCG(p.Seed, 0))
+	err = w.TryAppend(p.Rows, func(columns [][]byte) {
+		clear(columns[0])
+		report(result{Ready: true})
+		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+		fillColumns(rng)(columns)
+	})
+	return result{Rows: len(w.Sequences())}, err
+}
+
+// writeInPlace reports its first write, and writes runs of up to Batch rows.
+func writeInPlace(r *Ring, p task) (result, error) {
+	w, err := r.InPlace()
+	if err != nil {
+		return result{}, err
+	}
+	rng := rand.New(rand.NewPCG(p.Seed, 0))
+	var o result
+	for o.Rows < p.Rows {
+		if err := w.Append(context.Background(), 1+rng.IntN(p.Batch), fillColumns(rng)); err != nil {
+			return o, err
+		}
+		if o.Rows == 0 {
+			report(result{Ready: true})
+		}
+		o.Rows += len(w.Sequences())
 	}
 	return o, nil
 }

@@ -98,7 +98,8 @@ type Ring struct {
 	checks atomic.Uint64
 	// run is the maximum number of positions that a writer allocates at once.
 	run uint64
-	// held counts the areas not yet released. The mappings outlive Close until it drops to zero.
+	// held counts the areas not yet released, and the rows that a function writes in place. The
+	// mappings outlive Close until it drops to zero.
 	held atomic.Int64
 }
 
@@ -190,8 +191,8 @@ func (r *Ring) ID() ID { return r.head.id }
 func (r *Ring) Layout() Layout { return r.head.layout }
 
 // Close unmaps the ring. Areas that are still held stay readable, and block writers, until they are
-// released; everything else that was made from this ring returns [ErrClosed] from then on. Further
-// calls do nothing.
+// released, and rows that are being written in place stay valid until they are written. Everything
+// else that was made from this ring returns [ErrClosed] from then on. Further calls do nothing.
 func (r *Ring) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -306,6 +307,23 @@ func (r *Ring) pinAsParticipant() error {
 		return err
 	}
 	return r.pin() // may have been closed meanwhile, but stays a participant
+}
+
+// letGo ends what counts as held, and unmaps a closed ring that has nothing else.
+func (r *Ring) letGo() error {
+	r.mu.RLock()
+	if !r.closed { // Close, which comes later, sees the new number
+		r.held.Add(-1)
+		r.mu.RUnlock()
+		return nil
+	}
+	r.mu.RUnlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.held.Add(-1) > 0 {
+		return nil
+	}
+	return r.unmapFile()
 }
 
 // ended reports whether the ring's creator called End.

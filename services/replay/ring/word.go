@@ -44,7 +44,7 @@ const (
 
 	participantBits = 12
 	// noParticipant is an index that is never allocated. It marks what dead participants left
-	// behind.
+	// behind, and rows whose writer gave up in the middle.
 	noParticipant = 1<<participantBits - 1
 
 	sequenceShift = 1 + participantBits
@@ -57,6 +57,10 @@ func writingWord(sequence uint64, participant int) word {
 }
 
 func (w word) published() word { return w &^ writing }
+
+// disowned is the word of a row that its writer gave up in the middle: nothing but another write
+// makes it readable.
+func (w word) disowned() word { return w | noParticipant<<1 | writing }
 
 // readable reports whether the row is complete.
 func (w word) readable() bool { return w != 0 && w&writing == 0 }

@@ -59,7 +59,7 @@ const (
 // the rows that were written: the first ones.
 func (w *WriteHead) Append(ctx context.Context, b *Batch) (int, error) {
 	b.sequences = b.sequences[:0]
-	obstacle, err := w.attempt(b)
+	obstacle, err := b.writeBy(w)
 	if obstacle != nil {
 		err = w.wait(ctx, b, obstacle)
 	}
@@ -70,15 +70,25 @@ func (w *WriteHead) Append(ctx context.Context, b *Batch) (int, error) {
 // for the batch now.
 func (w *WriteHead) TryAppend(b *Batch) (int, error) {
 	b.sequences = b.sequences[:0]
-	obstacle, err := w.attempt(b)
+	obstacle, err := b.writeBy(w)
 	if obstacle != nil {
 		err = w.refused(b, obstacle, 0, nil)
 	}
 	return len(b.sequences), err
 }
 
+// pending is a write that may take several attempts: of a [Batch], or of [InPlace].
+type pending interface {
+	// writeBy makes an attempt. It returns what was in its way if there is no room.
+	writeBy(w *WriteHead) (*obstacle, error)
+	// progress returns how many rows there are, and how many of them were written.
+	progress() (rows, written int)
+}
+
+func (b *Batch) progress() (rows, written int) { return b.rows, len(b.sequences) }
+
 // wait tries again until all rows are written.
-func (w *WriteHead) wait(ctx context.Context, b *Batch, obstacle *obstacle) error {
+func (w *WriteHead) wait(ctx context.Context, p pending, obstacle *obstacle) error {
 	begin := time.Now()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -87,7 +97,7 @@ func (w *WriteHead) wait(ctx context.Context, b *Batch, obstacle *obstacle) erro
 		timer.Reset(pause)
 		select {
 		case <-ctx.Done():
-			return w.refused(b, obstacle, time.Since(begin), ctx.Err())
+			return w.refused(p, obstacle, time.Since(begin), ctx.Err())
 		case <-timer.C:
 		}
 		pause = min(2*pause, longestWait)
@@ -108,7 +118,7 @@ func (w *WriteHead) wait(ctx context.Context, b *Batch, obstacle *obstacle) erro
 			}
 		}
 		tried = now
-		next, err := w.attempt(b)
+		next, err := p.writeBy(w)
 		if err != nil || next == nil {
 			return err
 		}
@@ -153,9 +163,9 @@ func (o *obstacle) note(r *Ring, slot uint64) {
 	}
 }
 
-// attempt writes the rows of a batch that have no sequence number yet. It returns what was in its
+// writeBy writes the rows of a batch that have no sequence number yet. It returns what was in its
 // way if there is no room.
-func (w *WriteHead) attempt(b *Batch) (*obstacle, error) {
+func (b *Batch) writeBy(w *WriteHead) (*obstacle, error) {
 	r := w.ring
 	if err := r.pin(); err != nil {
 		return nil, err
@@ -214,15 +224,16 @@ func (w *WriteHead) fits(rows uint64) bool {
 }
 
 // refused counts a failed write and returns its error.
-func (w *WriteHead) refused(b *Batch, o *obstacle, waited time.Duration, cause error) error {
+func (w *WriteHead) refused(p pending, o *obstacle, waited time.Duration, cause error) error {
 	r := w.ring
 	if err := r.pin(); err != nil {
 		return err
 	}
 	defer r.unpin()
 	r.counter(counterRefused).Add(1)
+	rows, written := p.progress()
 	err := &NoRoomError{
-		Rows: b.rows, Written: len(b.sequences), Capacity: r.head.layout.Capacity, Held: r.heldRows(), Holders: r.holders(),
+		Rows: rows, Written: written, Capacity: r.head.layout.Capacity, Held: r.heldRows(), Holders: r.holders(),
 		Waited: waited, Cause: cause,
 	}
 	for _, participant := range o.writers {
@@ -236,36 +247,69 @@ func (w *WriteHead) refused(b *Batch, o *obstacle, waited time.Duration, cause e
 // claim locks the row of a position for this head, or leaves the row unchanged and returns false.
 // The position was not in an area at the given epoch.
 func (w *WriteHead) claim(sequence, epoch uint64) bool {
+	old, ok := w.lock(sequence)
+	if !ok {
+		return false
+	}
+	w.fence.barrier()
+	r := w.ring
+	if r.epoch() != epoch && r.inArea(sequence%r.head.layout.Capacity) {
+		w.unlock(sequence, old)
+		return false
+	}
+	return true
+}
+
+// lock makes the word of a position's row this head's, and returns the word that it replaced. It
+// returns false, and changes nothing, if the row is being written or was overwritten. Before the
+// row is written to, there must be a barrier, and then a check that no area holds it.
+func (w *WriteHead) lock(sequence uint64) (old word, ok bool) {
 	r := w.ring
 	slot := sequence % r.head.layout.Capacity
 	at := r.wordAt(r.rows, slot)
-	old := word(at.Load())
+	old = word(at.Load())
 	if old.sequencePlusOne() > sequence {
-		return false // a writer one round ahead was here first
+		return old, false // a writer one round ahead was here first
 	}
 	abandoned := old&writing != 0
 	if abandoned && !r.knownDead(old.participant()) {
-		return false
+		return old, false
 	}
-	if !old.readable() {
+	if !old.counted() {
 		r.blockFilled(slot >> blockShift).Add(1)
 	}
-	mine := writingWord(sequence, r.self)
-	claimed := at.CompareAndSwap(uint64(old), uint64(mine))
-	if claimed {
-		w.fence.barrier()
-		if r.epoch() != epoch && r.inArea(slot) {
-			at.CompareAndSwap(uint64(mine), uint64(old))
-			claimed = false
+	if !at.CompareAndSwap(uint64(old), uint64(writingWord(sequence, r.self))) {
+		if !old.counted() {
+			r.blockFilled(slot >> blockShift).Add(^uint64(0))
 		}
+		return old, false
 	}
-	if !claimed && !old.readable() {
-		r.blockFilled(slot >> blockShift).Add(^uint64(0))
-	}
-	if claimed && abandoned {
+	if abandoned {
 		r.counter(counterTakenOver).Add(1)
 	}
-	return claimed
+	return old, true
+}
+
+// unlock restores the word of a row that was locked and not written to. A row that a dead
+// participant left stays taken over from it: its index may belong to another one by now.
+func (w *WriteHead) unlock(sequence uint64, old word) {
+	r := w.ring
+	slot := sequence % r.head.layout.Capacity
+	if old&writing != 0 {
+		old = old.disowned()
+	}
+	r.wordAt(r.rows, slot).Store(uint64(old))
+	if !old.counted() {
+		r.blockFilled(slot >> blockShift).Add(^uint64(0))
+	}
+}
+
+// disown gives up a row that was locked and may have been written to in part.
+func (w *WriteHead) disown(sequence uint64) {
+	r := w.ring
+	slot := sequence % r.head.layout.Capacity
+	r.wordAt(r.rows, slot).Store(uint64(writingWord(sequence, noParticipant)))
+	r.blockFilled(slot >> blockShift).Add(^uint64(0))
 }
 
 // fill copies a row of a batch into a claimed row.

@@ -1,0 +1,258 @@
+package ring
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+)
+
+// InPlace writes rows where they are to lie. It is not safe for concurrent use; any number of them
+// may write to one ring.
+//
+// All rows of one write become readable together, after the function that writes them has returned:
+// until then no reader sees any of them. A process that is killed in between leaves all of them
+// unreadable, until other writers reach them.
+type InPlace struct {
+	head *WriteHead
+	// most is the maximum number of rows of one write.
+	most int
+	// rows is how many rows are being written; 0 between writes.
+	rows int
+	// sequences are the rows locked so far, in increasing order, and replaced the words that they
+	// had before.
+	sequences []uint64
+	replaced  []word
+	// columns are those of the rows, in the mapping or in apart.
+	columns [][]byte
+	// apart has the rows if they are not contiguous in the mapping.
+	apart *Batch
+}
+
+// InPlace returns a head that writes in place. It becomes invalid when the ring is closed.
+func (r *Ring) InPlace() (*InPlace, error) {
+	w, err := r.Writer()
+	if err != nil {
+		return nil, err
+	}
+	return w.InPlace(), nil
+}
+
+// InPlace returns a head that writes in place, which uses this one.
+func (w *WriteHead) InPlace() *InPlace {
+	return &InPlace{head: w, most: w.ring.head.layout.MaxTogether(), columns: make([][]byte, len(w.ring.head.geometry.columns))}
+}
+
+// MaxTogether returns the maximum number of rows of one write of an [InPlace]: 256, or as many as
+// have 1 MiB, at least one, and at most the ring's capacity. A writer that is killed leaves no more
+// rows unreadable.
+func (l Layout) MaxTogether() int {
+	sizes, err := l.sizes()
+	if err != nil {
+		return 0
+	}
+	var row uint64
+	for _, size := range sizes {
+		row += size
+	}
+	return int(min(l.Capacity, runOf(row))) //nolint:gosec // at most maxRun
+}
+
+// Append reserves n rows and calls write once with their columns, each with the n rows back to
+// back. It then makes them readable together. Either all rows are written or none.
+//
+// The columns are in the mapping, and have what the rows that are being overwritten had. Where the
+// reserved rows are not contiguous, because the ring ends among them, or an area or another writer
+// is in between, the columns are memory of this head instead, with anything in it, and are copied
+// afterwards. Either way they must not be used after write has returned.
+//
+// If write panics or ends its goroutine, no row becomes readable, and the panic goes on. The rows
+// that were overwritten in place are lost then.
+//
+// Append waits for room as [WriteHead.Append] does, and returns the same errors, all of them before
+// it calls write. While write runs, other writers skip the rows, and areas do not include them; so
+// it should not block. It may use the ring: closing the ring meanwhile is safe, and the rows are
+// written still.
+func (p *InPlace) Append(ctx context.Context, n int, write func(columns [][]byte)) error {
+	return p.append(n, write, func(o *obstacle) error { return p.head.wait(ctx, p, o) })
+}
+
+// TryAppend is Append, except that it does not wait: it returns a [NoRoomError] if there is no room
+// for the rows now.
+func (p *InPlace) TryAppend(n int, write func(columns [][]byte)) error {
+	return p.append(n, write, func(o *obstacle) error { return p.head.refused(p, o, 0, nil) })
+}
+
+// Sequences returns the sequence numbers of the rows of the last write, in increasing order; none
+// if it failed. They are valid until the next write.
+func (p *InPlace) Sequences() []uint64 { return p.sequences }
+
+func (p *InPlace) append(n int, write func(columns [][]byte), blocked func(*obstacle) error) (err error) {
+	if p.rows > 0 {
+		return fmt.Errorf("%w: the function that writes rows in place appends others with the same head", ErrBatch)
+	}
+	p.sequences, p.replaced = p.sequences[:0], p.replaced[:0]
+	if n < 0 || n > p.most {
+		return fmt.Errorf("%w: %d rows to write in place, and at most %d are possible", ErrBatch, n, p.most)
+	}
+	if n == 0 {
+		return nil
+	}
+	p.rows = n
+	defer func() { p.rows = 0 }()
+	obstacle, err := p.writeBy(p.head)
+	if obstacle != nil {
+		err = blocked(obstacle)
+	}
+	if err != nil {
+		return err
+	}
+	// The rows are locked, and the mapping is held.
+	inPlace := p.contiguous()
+	written := false
+	defer func() {
+		if !written {
+			p.abandon(inPlace)
+		}
+		if e := p.head.ring.letGo(); err == nil {
+			err = e
+		}
+	}()
+	if inPlace {
+		p.viewMapping()
+	} else if err := p.viewApart(); err != nil {
+		return err
+	}
+	write(p.columns)
+	if !inPlace {
+		for i, sequence := range p.sequences {
+			p.head.fill(sequence, p.apart, i)
+		}
+	}
+	for _, sequence := range p.sequences {
+		p.head.publish(sequence)
+	}
+	written = true
+	p.head.ring.participantWritten(p.head.ring.self).Add(uint64(n))
+	return nil
+}
+
+func (p *InPlace) progress() (rows, written int) { return p.rows, 0 }
+
+// writeBy locks all rows, or none, in which case it returns what was in its way. It holds the
+// mapping if it succeeds.
+func (p *InPlace) writeBy(w *WriteHead) (*obstacle, error) {
+	r := w.ring
+	if err := r.pin(); err != nil {
+		return nil, err
+	}
+	defer r.unpin()
+	if r.ended() {
+		return nil, ErrEnded
+	}
+	if !w.fits(uint64(p.rows)) { //nolint:gosec // positive
+		return &obstacle{}, nil
+	}
+	positions := w.allocate(p.rows)
+	for len(p.sequences) < p.rows {
+		positions.written = p.sequences
+		if !positions.reserve(uint64(p.rows-len(p.sequences))) || !p.lockRun(&positions) { //nolint:gosec // positive
+			p.abandon(false)
+			found := positions.obstacle // a copy, so that the allocator stays on the stack
+			return &found, nil
+		}
+	}
+	r.held.Add(1)
+	return nil, nil //nolint:nilnil // no obstacle, no error
+}
+
+// lockRun locks the rows of the positions that were reserved, as far as possible. It returns false
+// once too many had to be skipped.
+func (p *InPlace) lockRun(a *allocator) bool {
+	w, r := p.head, p.head.ring
+	begin := len(p.sequences)
+	for ; a.from < a.to; a.from++ {
+		old, ok := word(0), false
+		if a.own(a.from) == 0 {
+			old, ok = w.lock(a.from)
+		}
+		if ok {
+			p.sequences, p.replaced = append(p.sequences, a.from), append(p.replaced, old)
+			continue
+		}
+		a.obstacle.note(r, a.from%r.head.layout.Capacity)
+		if !a.skip(1) {
+			return false
+		}
+		runtime.Gosched()
+	}
+	// One barrier for all: it is after each of the words and before all of the rows.
+	w.fence.barrier()
+	if r.epoch() == a.epoch {
+		return true
+	}
+	kept := begin
+	for i := begin; i < len(p.sequences); i++ {
+		sequence, old := p.sequences[i], p.replaced[i]
+		if slot := sequence % r.head.layout.Capacity; r.inArea(slot) {
+			w.unlock(sequence, old)
+			a.obstacle.note(r, slot)
+			if !a.skip(1) {
+				p.sequences, p.replaced = slices.Delete(p.sequences, kept, i+1), slices.Delete(p.replaced, kept, i+1)
+				return false
+			}
+			continue
+		}
+		p.sequences[kept], p.replaced[kept] = sequence, old
+		kept++
+	}
+	p.sequences, p.replaced = p.sequences[:kept], p.replaced[:kept]
+	return true
+}
+
+// abandon gives up all locked rows. Those that may have been written to become unreadable.
+func (p *InPlace) abandon(writtenTo bool) {
+	for i, sequence := range p.sequences {
+		if writtenTo {
+			p.head.disown(sequence)
+		} else {
+			p.head.unlock(sequence, p.replaced[i])
+		}
+	}
+	p.sequences, p.replaced = p.sequences[:0], p.replaced[:0]
+}
+
+// contiguous reports whether the locked rows lie back to back.
+func (p *InPlace) contiguous() bool {
+	first, n := p.sequences[0], uint64(p.rows) //nolint:gosec // positive
+	capacity := p.head.ring.head.layout.Capacity
+	return p.sequences[n-1]-first == n-1 && first%capacity+n <= capacity
+}
+
+// viewMapping makes the columns those of the mapping.
+func (p *InPlace) viewMapping() {
+	r, n := p.head.ring, uint64(p.rows) //nolint:gosec // positive
+	slot := p.sequences[0] % r.head.layout.Capacity
+	for i, c := range r.head.geometry.columns {
+		from, to := c.offset+slot*c.size, c.offset+(slot+n)*c.size
+		p.columns[i] = r.rows[from:to:to]
+	}
+}
+
+// viewApart makes the columns those of other memory.
+func (p *InPlace) viewApart() error {
+	if p.apart == nil {
+		apart, err := NewBatch(p.head.ring.head.layout, 0)
+		if err != nil {
+			return err
+		}
+		p.apart = apart
+	}
+	if err := p.apart.Resize(p.rows); err != nil {
+		return err
+	}
+	for i := range p.columns {
+		p.columns[i] = p.apart.Bytes(i)
+	}
+	return nil
+}
