@@ -21,6 +21,7 @@ import (
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/ps"
 	"github.com/raylink/raylink/services/replay"
@@ -127,11 +128,11 @@ func TestStorageFromAnotherProcess(t *testing.T) {
 func TestReplayOfAnotherProcessIsMapped(t *testing.T) {
 	ctx := t.Context()
 	handle, err := replayv1raylink.CreateReplay(ctx, driver, &replayv1.ReplayConfig{
-		Capacity: 1000, Columns: []*replayv1.Column{replay.Column[int64]("n"), replay.Column[float32]("x", 3)},
+		Capacity: 1000, Columns: []*tensorv1.Column{replay.Column[int64]("n"), replay.Column[float32]("x", 3)},
 	})
 	require.NoError(t, err)
 	pid := pidOf(t, handle.Ref())
-	c, err := replay.Open(ctx, handle)
+	c, err := replay.OpenClient(ctx, handle)
 	require.NoError(t, err)
 	require.True(t, c.Mapped())
 	require.NotEmpty(t, mapped())
@@ -230,11 +231,11 @@ func TestRelativeReplayDirectoryBecomesAbsolute(t *testing.T) {
 	directory := t.TempDir()
 	t.Chdir(directory)
 	handle, err := replayv1raylink.CreateReplay(ctx, driver, &replayv1.ReplayConfig{
-		Capacity: 10, Directory: ".", Columns: []*replayv1.Column{replay.Column[int32]("n")},
+		Capacity: 10, Directory: ".", Columns: []*tensorv1.Column{replay.Column[int32]("n")},
 	})
 	require.NoError(t, err)
 	t.Chdir(t.TempDir())
-	buffer, err := replay.Open(ctx, handle)
+	buffer, err := replay.OpenClient(ctx, handle)
 	require.NoError(t, err)
 	require.True(t, buffer.Mapped())
 	files, err := os.ReadDir(directory)

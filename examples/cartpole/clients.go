@@ -10,9 +10,9 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/pole"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
-	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/ps"
 	"github.com/raylink/raylink/services/replay"
@@ -67,7 +67,7 @@ func openClients(ctx context.Context, self *runtime.Node, buffer *nodev1.NodeRef
 	if err != nil {
 		return nil, err
 	}
-	if l.replay, err = replay.Open(ctx, handle); err != nil {
+	if l.replay, err = replay.OpenClient(ctx, handle); err != nil {
 		return nil, err
 	}
 	self.OnStop(func(context.Context) error { return l.replay.Close() })
@@ -120,8 +120,8 @@ const (
 	columnDiscount    = "discount"
 )
 
-func columns() []*replayv1.Column {
-	return []*replayv1.Column{
+func columns() []*tensorv1.Column {
+	return []*tensorv1.Column{
 		replay.Column[float32](columnObservation, pole.Features),
 		replay.Column[int32](columnAction),
 		replay.Column[float32](columnReturn),

@@ -11,7 +11,7 @@ func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofHeldAnswers(), ofOutlivedTurns(),
 		ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
-		ofReplay(), ofRing(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
+		ofReplay(), ofRing(), ofTypedRows(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
@@ -690,8 +690,8 @@ func ofReplay() []Mutant {
 			Edit: Edit{
 				File:     "services/replay/ring/writer.go",
 				Func:     "WriteHead.claim",
-				Original: "r.epoch() != epoch && r.inArea(slot)",
-				Mutated:  "false && r.inArea(slot)",
+				Original: "r.epoch() != epoch && r.inArea(sequence%r.head.layout.Capacity)",
+				Mutated:  "false && r.inArea(sequence%r.head.layout.Capacity)",
 			},
 			Test: "TestWriterWithEarlierPositionBacksOutOfArea",
 		},

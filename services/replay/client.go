@@ -49,9 +49,9 @@ const (
 	remapInterval = 5 * time.Second
 )
 
-// Open returns a client for a replay. It gets the replay's description, and maps its ring if that
-// is possible.
-func Open(ctx context.Context, handle *replayv1raylink.Replay) (*Client, error) {
+// OpenClient returns a client for a replay, whose rows are a [Batch]: [Open] returns one that has
+// them as Go slices. It gets the replay's description, and maps its ring if that is possible.
+func OpenClient(ctx context.Context, handle *replayv1raylink.Replay) (*Client, error) {
 	c := &Client{handle: handle, relocating: make(chan struct{}, 1)}
 	description, err := handle.Describe(ctx, &replayv1.DescribeRequest{})
 	if err != nil {
@@ -108,6 +108,16 @@ func (c *Client) Close() error {
 	return m.ring.Close()
 }
 
+// opened returns [ring.ErrClosed] if the client was closed.
+func (c *Client) opened() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ring.ErrClosed
+	}
+	return nil
+}
+
 // current returns the current ring, or nil if calls go through the node.
 func (c *Client) current(ctx context.Context) (*ring.Ring, error) {
 	r, served, err := c.lastSeen()
@@ -162,8 +172,8 @@ func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, er
 	if err != nil {
 		return nil, fmt.Errorf("the replay's ring is no longer served: %w", err)
 	}
-	if now := layoutOf(description.GetColumns(), description.GetCapacity()); !now.SameRows(c.layout) {
-		return nil, fmt.Errorf("%w: the restarted replay has columns %v instead of %v", ring.ErrLayout, now.Columns, c.layout.Columns)
+	if err := compareColumns("", c.layout.Columns, layoutOf(description.GetColumns(), 1).Columns); err != nil {
+		return nil, fmt.Errorf("use the restarted replay: %w", err)
 	}
 	return c.switchTo(mapRing(description))
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
@@ -58,7 +59,7 @@ func TestReadsOfNoRows(t *testing.T) {
 }
 
 func TestReadsAreNotBoundedInBytes(t *testing.T) {
-	config := &replayv1.ReplayConfig{Capacity: 50_000, Columns: []*replayv1.Column{Column[uint8]("x", 1024)}}
+	config := &replayv1.ReplayConfig{Capacity: 50_000, Columns: []*tensorv1.Column{Column[uint8]("x", 1024)}}
 	bothWays(t, config, func(t *testing.T, c, _ *Client) {
 		const rows = 40_000 // more than fits into one message
 		ctx := t.Context()

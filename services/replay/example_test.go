@@ -9,6 +9,7 @@ import (
 	"github.com/raylink/raylink"
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/services/replay"
 )
 
@@ -28,13 +29,13 @@ func Example() {
 	}
 	defer rt.Close() //nolint:errcheck // nothing is left to do with its error
 	node, err := replayv1raylink.CreateReplay(ctx, rt, &replayv1.ReplayConfig{
-		Capacity: 100, Columns: []*replayv1.Column{replay.Column[float32]("reward")},
+		Capacity: 100, Columns: []*tensorv1.Column{replay.Column[float32]("reward")},
 	})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	client, err := replay.Open(ctx, node)
+	client, err := replay.OpenClient(ctx, node)
 	if err != nil {
 		fmt.Println(err)
 		return

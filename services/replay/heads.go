@@ -66,7 +66,7 @@ func (w *WriteHead) write(ctx context.Context, batch *Batch, wait bool) (int, er
 			_, err = w.head.TryAppend(batch)
 		}
 		return err
-	}, func() error { return w.send(ctx, batch, wait) })
+	}, func() error { return w.send(ctx, batch, wait, false) })
 	return len(batch.Sequences()), err
 }
 
@@ -85,8 +85,9 @@ func (w *WriteHead) bind(r *ring.Ring) error {
 // waitAtNode is how long the node waits for room in one call.
 const waitAtNode = 500 * time.Millisecond
 
-// send writes through the node. It sets the batch's sequence numbers, also if it fails.
-func (w *WriteHead) send(ctx context.Context, batch *Batch, wait bool) error {
+// send writes through the node. It sets the batch's sequence numbers, also if it fails. Rows to be
+// written together fit into one message.
+func (w *WriteHead) send(ctx context.Context, batch *Batch, wait, together bool) error {
 	layout := w.client.layout
 	if !layout.SameRows(batch.Layout()) {
 		return fmt.Errorf("%w: its columns are %v, those of the replay %v", ring.ErrBatch, batch.Layout().Columns, layout.Columns)
@@ -105,7 +106,7 @@ func (w *WriteHead) send(ctx context.Context, batch *Batch, wait bool) error {
 		if err != nil {
 			return err
 		}
-		req := &replayv1.WriteRequest{Batch: messageOf(part.Clone())}
+		req := &replayv1.WriteRequest{Batch: messageOf(part.Clone()), Together: together}
 		if room != nil {
 			req.WaitMs = waitOf(ctx)
 		}

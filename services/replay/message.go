@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/proto"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
@@ -16,11 +17,11 @@ import (
 
 // layoutOf converts columns to a ring's layout. An unknown element type becomes an invalid one,
 // which the ring rejects.
-func layoutOf(columns []*replayv1.Column, capacity uint64) ring.Layout {
+func layoutOf(columns []*tensorv1.Column, capacity uint64) ring.Layout {
 	layout := ring.Layout{Capacity: capacity}
 	for _, c := range columns {
 		dtype := ring.DType(0)
-		if c.GetDtype() > 0 && c.GetDtype() <= tensorv1.DataType(ring.Float64) {
+		if c.GetDtype() > 0 && c.GetDtype() <= tensorv1.DataType(ring.BFloat16) {
 			dtype = ring.DType(c.GetDtype()) //nolint:gosec // a small number
 		}
 		layout.Columns = append(layout.Columns, ring.Column{Name: c.GetName(), DType: dtype, Shape: slices.Clone(c.GetShape())})
@@ -28,12 +29,13 @@ func layoutOf(columns []*replayv1.Column, capacity uint64) ring.Layout {
 	return layout
 }
 
-func columnsOf(layout ring.Layout) []*replayv1.Column {
-	columns := make([]*replayv1.Column, len(layout.Columns))
-	for i, c := range layout.Columns {
-		columns[i] = &replayv1.Column{Name: c.Name, Dtype: tensorv1.DataType(c.DType), Shape: slices.Clone(c.Shape)}
+// cloneColumns returns deep copies.
+func cloneColumns(columns []*tensorv1.Column) []*tensorv1.Column {
+	clones := make([]*tensorv1.Column, len(columns))
+	for i, c := range columns {
+		clones[i] = proto.CloneOf(c)
 	}
-	return columns
+	return clones
 }
 
 // rowSize returns the size in bytes of a row of a valid layout.

@@ -12,6 +12,7 @@ import (
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
@@ -25,6 +26,8 @@ type node struct {
 	ring    *ring.Ring
 	writer  *ring.WriteHead
 	rowSize uint64
+	// columns are as they were configured, with their initial values.
+	columns []*tensorv1.Column
 }
 
 // close ends the ring for heads in all processes, and deletes its file.
@@ -39,7 +42,7 @@ func (n *node) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.D
 		return nil, connectError(err)
 	}
 	return &replayv1.DescribeResponse{
-		Columns: columnsOf(n.ring.Layout()), Capacity: stats.Capacity, File: n.ring.Path(), RingId: n.ring.ID().String(),
+		Columns: cloneColumns(n.columns), Capacity: stats.Capacity, File: n.ring.Path(), RingId: n.ring.ID().String(),
 		Written: stats.Written, Rows: stats.Readable,
 	}, nil
 }
@@ -54,12 +57,18 @@ func (n *node) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1
 	if err != nil {
 		return nil, connectError(err)
 	}
-	if wait := time.Duration(req.GetWaitMs()) * time.Millisecond; wait > 0 {
+	wait := time.Duration(req.GetWaitMs()) * time.Millisecond
+	if wait > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, min(wait, maxWait))
 		defer cancel()
+	}
+	switch {
+	case req.GetTogether():
+		err = n.writeTogether(ctx, batch, wait > 0)
+	case wait > 0:
 		_, err = n.writer.Append(ctx, batch)
-	} else {
+	default:
 		_, err = n.writer.TryAppend(batch)
 	}
 	res := &replayv1.WriteResponse{Sequence: batch.Sequences()}
@@ -71,6 +80,24 @@ func (n *node) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1
 		return nil, connectError(err)
 	}
 	return res, nil
+}
+
+// writeTogether appends all rows or none.
+func (n *node) writeTogether(ctx context.Context, batch *ring.Batch, wait bool) error {
+	w := n.writer.InPlace()
+	fill := func(columns [][]byte) {
+		for i, column := range columns {
+			copy(column, batch.Bytes(i))
+		}
+	}
+	var err error
+	if wait {
+		err = w.Append(ctx, batch.Rows(), fill)
+	} else {
+		err = w.TryAppend(batch.Rows(), fill)
+	}
+	batch.SetSequences(w.Sequences())
+	return err
 }
 
 // Sample draws random rows.

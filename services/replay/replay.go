@@ -1,19 +1,30 @@
 // Package replay implements the replay buffer between actors and learners: rows of named columns,
 // written and sampled by many processes concurrently.
 //
-// A replay node owns a memory-mapped ring (see package ring for its guarantees). [Open] returns a
-// client for a replay's handle. Its heads have one API for local and remote access: on the node's
-// machine they read and write the mapping directly, without a call; on other machines they call the
-// node. The client uses the mapping if and only if the file that the node names has the ring's id.
+// A replay node owns a memory-mapped ring (see package ring for its guarantees). On the node's
+// machine its clients read and write the mapping directly, without a call; on other machines they
+// call the node. The API is the same. A client uses the mapping if and only if the file that the
+// node names has the ring's id.
 //
-// A replay is created with a configuration of its columns:
+// A message with option (raylink.options.v1.row) describes the rows, and the plugin generates their
+// columns (see package runtime/row). [Open] returns a client that has them as Go slices:
 //
-//	config := &replayv1.ReplayConfig{Capacity: 50_000, Columns: []*replayv1.Column{
+//	config := &replayv1.ReplayConfig{Columns: demov1raylink.StepRow.Columns(), CapacityBytes: 8 << 30}
+//	handle, err := replayv1raylink.CreateReplay(ctx, rt, config)
+//	steps, err := replay.Open(ctx, handle, demov1raylink.StepRow)
+//	w, err := steps.Writer()
+//	err = w.Append(ctx, 1, func(rows *demov1raylink.StepColumns) { rows.Action[0] = action })
+//	area, err := steps.Newest(ctx, 4096) // read in place
+//
+// Where the columns are known only when the program runs, [OpenClient] returns a client whose rows
+// are a [Batch]:
+//
+//	config := &replayv1.ReplayConfig{Capacity: 50_000, Columns: []*tensorv1.Column{
 //		replay.Column[float32]("observation", 4),
 //		replay.Column[int32]("action"),
 //	}}
 //	handle, err := replayv1raylink.CreateReplay(ctx, rt, config)
-//	buffer, err := replay.Open(ctx, handle)
+//	buffer, err := replay.OpenClient(ctx, handle)
 //	batch, err := buffer.NewBatch(1)
 //	observation, err := replay.Values[float32](batch, "observation") // copy an observation into it
 //	_, err = buffer.Writer().Append(ctx, batch)
@@ -83,14 +94,21 @@ type Rows = ring.Rows
 // Values returns the named column as a slice of its elements, row after row, without a copy.
 func Values[T ring.Element](rows Rows, name string) ([]T, error) { return ring.Values[T](rows, name) }
 
-// Column returns the description of a column with elements of type T. Without a shape it has one
-// element per row.
-func Column[T ring.Element](name string, shape ...uint64) *replayv1.Column {
+// Column returns the description of a column with elements of type T, for a replay whose rows are
+// not those of a message. Without a shape it has one element per row. A column of bool, float16 or
+// bfloat16 has to be written out.
+func Column[T ring.Element](name string, shape ...uint64) *tensorv1.Column {
 	var zero T
 	var dtype tensorv1.DataType
 	switch any(zero).(type) {
 	case uint8:
 		dtype = tensorv1.DataType_DATA_TYPE_UINT8
+	case uint16:
+		dtype = tensorv1.DataType_DATA_TYPE_UINT16
+	case uint32:
+		dtype = tensorv1.DataType_DATA_TYPE_UINT32
+	case uint64:
+		dtype = tensorv1.DataType_DATA_TYPE_UINT64
 	case int8:
 		dtype = tensorv1.DataType_DATA_TYPE_INT8
 	case int16:
@@ -104,14 +122,14 @@ func Column[T ring.Element](name string, shape ...uint64) *replayv1.Column {
 	case float64:
 		dtype = tensorv1.DataType_DATA_TYPE_FLOAT64
 	}
-	return &replayv1.Column{Name: name, Dtype: dtype, Shape: shape}
+	return &tensorv1.Column{Name: name, Dtype: dtype, Shape: shape}
 }
 
 // newNode creates a node and its ring. The file's name contains the node's id, so that the next
 // incarnation finds the file that this one left behind.
 func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error) {
-	layout := layoutOf(config.GetColumns(), config.GetCapacity())
-	if err := layout.Validate(); err != nil {
+	layout, err := configured(config)
+	if err != nil {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
 	}
 	if err := removeStale(directory, nid); err != nil {
@@ -125,7 +143,32 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	if err != nil {
 		return nil, errors.Join(err, r.Remove(), r.Close())
 	}
-	return &node{ring: r, writer: w, rowSize: rowSize(layout)}, nil
+	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns())}, nil
+}
+
+// configured returns the layout of a configuration, or why there can't be such a ring.
+func configured(config *replayv1.ReplayConfig) (ring.Layout, error) {
+	layout := layoutOf(config.GetColumns(), config.GetCapacity())
+	var err error
+	switch {
+	case config.GetCapacityBytes() == 0:
+		err = layout.Validate()
+	case config.GetCapacity() != 0:
+		err = fmt.Errorf("%w: its capacity is both %d rows and %d bytes: set one of them",
+			ring.ErrLayout, config.GetCapacity(), config.GetCapacityBytes())
+	default:
+		layout, err = layout.Fitted(config.GetCapacityBytes())
+	}
+	if err != nil {
+		return ring.Layout{}, err
+	}
+	for i, c := range config.GetColumns() {
+		if size, n := layout.Columns[i].DType.Size(), len(c.GetInitial()); n != 0 && n != size {
+			return ring.Layout{}, fmt.Errorf("%w: column %q has an initial value of %d bytes, and its elements have %d",
+				ring.ErrLayout, c.GetName(), n, size)
+		}
+	}
+	return layout, nil
 }
 
 func fileName(nid, suffix string) string { return "replay-" + nid + "-" + suffix + ".ring" }

@@ -23,7 +23,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func testConfig(capacity uint64) *replayv1.ReplayConfig {
-	return &replayv1.ReplayConfig{Capacity: capacity, Columns: []*replayv1.Column{
+	return &replayv1.ReplayConfig{Capacity: capacity, Columns: []*tensorv1.Column{
 		Column[int64]("n"), Column[float32]("xy", 2), Column[uint8]("flag"),
 	}}
 }
@@ -65,7 +65,7 @@ func (f *remoteReplay) Write(ctx context.Context, req *replayv1.WriteRequest) (*
 
 func open(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	t.Helper()
-	c, err := Open(t.Context(), replayv1raylink.NewLocalReplay(n))
+	c, err := OpenClient(t.Context(), replayv1raylink.NewLocalReplay(n))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Close()) })
 	return c
@@ -222,7 +222,7 @@ func TestFailedWriteExplainsItselfAndLeavesNothingLocked(t *testing.T) {
 
 func TestLargeBatchesAreSplit(t *testing.T) {
 	const wide = 1 << 20
-	config := &replayv1.ReplayConfig{Capacity: 40, Columns: []*replayv1.Column{Column[uint8]("b", wide)}}
+	config := &replayv1.ReplayConfig{Capacity: 40, Columns: []*tensorv1.Column{Column[uint8]("b", wide)}}
 	f := &remoteReplay{node: testNode(t, config)}
 	c := open(t, f)
 	b, err := c.NewBatch(20)
@@ -283,7 +283,7 @@ func TestClientSwitchesToRingOfRestartedReplay(t *testing.T) {
 	require.NoError(t, h.Newest(t.Context(), 2, into))
 	require.Equal(t, []int64{3}, numbersOf(t, into))
 
-	fourth := testNode(t, &replayv1.ReplayConfig{Capacity: 1, Columns: []*replayv1.Column{Column[int8]("other")}})
+	fourth := testNode(t, &replayv1.ReplayConfig{Capacity: 1, Columns: []*tensorv1.Column{Column[int8]("other")}})
 	n.ReplayNode = fourth
 	require.NoError(t, third.close())
 	require.ErrorIs(t, h.Newest(t.Context(), 2, into), ring.ErrLayout)
@@ -307,12 +307,12 @@ func TestDeadReplayFailsImmediately(t *testing.T) {
 func TestInvalidConfigurationsAreRejected(t *testing.T) {
 	for name, config := range map[string]*replayv1.ReplayConfig{
 		"nil config":     nil,
-		"no capacity":    {Columns: []*replayv1.Column{Column[int8]("x")}},
+		"no capacity":    {Columns: []*tensorv1.Column{Column[int8]("x")}},
 		"no columns":     {Capacity: 1},
-		"duplicate name": {Capacity: 1, Columns: []*replayv1.Column{Column[int8]("x"), Column[int16]("x")}},
-		"no dtype":       {Capacity: 1, Columns: []*replayv1.Column{{Name: "x"}}},
-		"unknown dtype":  {Capacity: 1, Columns: []*replayv1.Column{{Name: "x", Dtype: 256 + 1}}},
-		"negative":       {Capacity: 1, Columns: []*replayv1.Column{{Name: "x", Dtype: -1}}},
+		"duplicate name": {Capacity: 1, Columns: []*tensorv1.Column{Column[int8]("x"), Column[int16]("x")}},
+		"no dtype":       {Capacity: 1, Columns: []*tensorv1.Column{{Name: "x"}}},
+		"unknown dtype":  {Capacity: 1, Columns: []*tensorv1.Column{{Name: "x", Dtype: 256 + 1}}},
+		"negative":       {Capacity: 1, Columns: []*tensorv1.Column{{Name: "x", Dtype: -1}}},
 	} {
 		_, err := newNode(t.TempDir(), "nid", config)
 		require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s: %v", name, err)

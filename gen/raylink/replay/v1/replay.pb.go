@@ -82,83 +82,24 @@ func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{0}
 }
 
-// Column describes a named field: its element type and shape, which are the same in every row.
-type Column struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Dtype v1.DataType            `protobuf:"varint,2,opt,name=dtype,proto3,enum=raylink.tensor.v1.DataType" json:"dtype,omitempty"`
-	// Empty for a scalar.
-	Shape         []uint64 `protobuf:"varint,3,rep,packed,name=shape,proto3" json:"shape,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Column) Reset() {
-	*x = Column{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Column) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Column) ProtoMessage() {}
-
-func (x *Column) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Column.ProtoReflect.Descriptor instead.
-func (*Column) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Column) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *Column) GetDtype() v1.DataType {
-	if x != nil {
-		return x.Dtype
-	}
-	return v1.DataType(0)
-}
-
-func (x *Column) GetShape() []uint64 {
-	if x != nil {
-		return x.Shape
-	}
-	return nil
-}
-
 type ReplayConfig struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Columns []*Column              `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"`
-	// The number of rows that the ring has room for.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The columns of a row. Their initial values are for those that write rows: see Describe.
+	Columns []*v1.Column `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"`
+	// The number of rows that the ring has room for. Either this or capacity_bytes is set.
 	Capacity uint64 `protobuf:"varint,2,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	// The directory of the mapped file; empty for the run directory's. A relative path is relative to
 	// the working directory of the process that creates the node.
-	Directory     string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
+	Directory string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
+	// The maximum size of the mapped file in bytes: the ring has room for as many rows as fit.
+	CapacityBytes uint64 `protobuf:"varint,4,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReplayConfig) Reset() {
 	*x = ReplayConfig{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -170,7 +111,7 @@ func (x *ReplayConfig) String() string {
 func (*ReplayConfig) ProtoMessage() {}
 
 func (x *ReplayConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -183,10 +124,10 @@ func (x *ReplayConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayConfig.ProtoReflect.Descriptor instead.
 func (*ReplayConfig) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{1}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *ReplayConfig) GetColumns() []*Column {
+func (x *ReplayConfig) GetColumns() []*v1.Column {
 	if x != nil {
 		return x.Columns
 	}
@@ -207,6 +148,13 @@ func (x *ReplayConfig) GetDirectory() string {
 	return ""
 }
 
+func (x *ReplayConfig) GetCapacityBytes() uint64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -215,7 +163,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -227,7 +175,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -240,13 +188,15 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{2}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{1}
 }
 
 type DescribeResponse struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Columns  []*Column              `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"`
-	Capacity uint64                 `protobuf:"varint,2,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As they were configured, with their initial values.
+	Columns []*v1.Column `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"`
+	// The number of rows that the ring has room for.
+	Capacity uint64 `protobuf:"varint,2,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	// The mapped file, for processes on the replay's machine.
 	File string `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`
 	// The ring's id. The header of the file that holds this ring has the same id.
@@ -260,7 +210,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -272,7 +222,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -285,10 +235,10 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{3}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *DescribeResponse) GetColumns() []*Column {
+func (x *DescribeResponse) GetColumns() []*v1.Column {
 	if x != nil {
 		return x.Columns
 	}
@@ -344,7 +294,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +306,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +319,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{4}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Batch) GetRows() uint64 {
@@ -397,14 +347,17 @@ type WriteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Batch *Batch                 `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
 	// How long the node waits for room, in milliseconds. 0 refuses immediately.
-	WaitMs        uint32 `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	WaitMs uint32 `protobuf:"varint,2,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// Write all rows or none, and let none be read before all are written. Such a batch has at most
+	// 256 rows and, if it has more than one, 1 MiB.
+	Together      bool `protobuf:"varint,3,opt,name=together,proto3" json:"together,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WriteRequest) Reset() {
 	*x = WriteRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +369,7 @@ func (x *WriteRequest) String() string {
 func (*WriteRequest) ProtoMessage() {}
 
 func (x *WriteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +382,7 @@ func (x *WriteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteRequest.ProtoReflect.Descriptor instead.
 func (*WriteRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{5}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WriteRequest) GetBatch() *Batch {
@@ -446,6 +399,13 @@ func (x *WriteRequest) GetWaitMs() uint32 {
 	return 0
 }
 
+func (x *WriteRequest) GetTogether() bool {
+	if x != nil {
+		return x.Together
+	}
+	return false
+}
+
 type WriteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The sequence numbers assigned to the rows that were written: all of them, or the first ones.
@@ -458,7 +418,7 @@ type WriteResponse struct {
 
 func (x *WriteResponse) Reset() {
 	*x = WriteResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +430,7 @@ func (x *WriteResponse) String() string {
 func (*WriteResponse) ProtoMessage() {}
 
 func (x *WriteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +443,7 @@ func (x *WriteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteResponse.ProtoReflect.Descriptor instead.
 func (*WriteResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{6}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WriteResponse) GetSequence() []uint64 {
@@ -521,7 +481,7 @@ type NoRoom struct {
 
 func (x *NoRoom) Reset() {
 	*x = NoRoom{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +493,7 @@ func (x *NoRoom) String() string {
 func (*NoRoom) ProtoMessage() {}
 
 func (x *NoRoom) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +506,7 @@ func (x *NoRoom) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoRoom.ProtoReflect.Descriptor instead.
 func (*NoRoom) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{7}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NoRoom) GetRows() uint64 {
@@ -611,7 +571,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +583,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +596,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Holder) GetPid() int64 {
@@ -671,7 +631,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +643,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +656,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Failure) GetReason() Reason {
@@ -718,7 +678,7 @@ type SampleRequest struct {
 
 func (x *SampleRequest) Reset() {
 	*x = SampleRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +690,7 @@ func (x *SampleRequest) String() string {
 func (*SampleRequest) ProtoMessage() {}
 
 func (x *SampleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +703,7 @@ func (x *SampleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleRequest.ProtoReflect.Descriptor instead.
 func (*SampleRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SampleRequest) GetRows() uint32 {
@@ -770,7 +730,7 @@ type SampleResponse struct {
 
 func (x *SampleResponse) Reset() {
 	*x = SampleResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +742,7 @@ func (x *SampleResponse) String() string {
 func (*SampleResponse) ProtoMessage() {}
 
 func (x *SampleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +755,7 @@ func (x *SampleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleResponse.ProtoReflect.Descriptor instead.
 func (*SampleResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SampleResponse) GetBatch() *Batch {
@@ -817,7 +777,7 @@ type NewestRequest struct {
 
 func (x *NewestRequest) Reset() {
 	*x = NewestRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +789,7 @@ func (x *NewestRequest) String() string {
 func (*NewestRequest) ProtoMessage() {}
 
 func (x *NewestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +802,7 @@ func (x *NewestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestRequest.ProtoReflect.Descriptor instead.
 func (*NewestRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{12}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NewestRequest) GetRows() uint32 {
@@ -869,7 +829,7 @@ type NewestResponse struct {
 
 func (x *NewestResponse) Reset() {
 	*x = NewestResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +841,7 @@ func (x *NewestResponse) String() string {
 func (*NewestResponse) ProtoMessage() {}
 
 func (x *NewestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +854,7 @@ func (x *NewestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestResponse.ProtoReflect.Descriptor instead.
 func (*NewestResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{13}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NewestResponse) GetBatch() *Batch {
@@ -908,18 +868,15 @@ var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"e\n" +
-	"\x06Column\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
-	"\x05dtype\x18\x02 \x01(\x0e2\x1b.raylink.tensor.v1.DataTypeR\x05dtype\x12\x14\n" +
-	"\x05shape\x18\x03 \x03(\x04R\x05shape\"}\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xa4\x01\n" +
 	"\fReplayConfig\x123\n" +
-	"\acolumns\x18\x01 \x03(\v2\x19.raylink.replay.v1.ColumnR\acolumns\x12\x1a\n" +
+	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
-	"\tdirectory\x18\x03 \x01(\tR\tdirectory\"\x11\n" +
+	"\tdirectory\x18\x03 \x01(\tR\tdirectory\x12%\n" +
+	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\"\x11\n" +
 	"\x0fDescribeRequest\"\xbe\x01\n" +
 	"\x10DescribeResponse\x123\n" +
-	"\acolumns\x18\x01 \x03(\v2\x19.raylink.replay.v1.ColumnR\acolumns\x12\x1a\n" +
+	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x12\n" +
 	"\x04file\x18\x03 \x01(\tR\x04file\x12\x17\n" +
 	"\aring_id\x18\x04 \x01(\tR\x06ringId\x12\x18\n" +
@@ -928,10 +885,11 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x05Batch\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x123\n" +
 	"\acolumns\x18\x02 \x03(\v2\x19.raylink.tensor.v1.TensorR\acolumns\x12\x1a\n" +
-	"\bsequence\x18\x03 \x03(\x04R\bsequence\"W\n" +
+	"\bsequence\x18\x03 \x03(\x04R\bsequence\"s\n" +
 	"\fWriteRequest\x12.\n" +
 	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\x12\x17\n" +
-	"\await_ms\x18\x02 \x01(\rR\x06waitMs\"_\n" +
+	"\await_ms\x18\x02 \x01(\rR\x06waitMs\x12\x1a\n" +
+	"\btogether\x18\x03 \x01(\bR\btogether\"_\n" +
 	"\rWriteResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x03(\x04R\bsequence\x122\n" +
 	"\ano_room\x18\x02 \x01(\v2\x19.raylink.replay.v1.NoRoomR\x06noRoom\"\xce\x01\n" +
@@ -985,50 +943,48 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(Reason)(0),              // 0: raylink.replay.v1.Reason
-	(*Column)(nil),           // 1: raylink.replay.v1.Column
-	(*ReplayConfig)(nil),     // 2: raylink.replay.v1.ReplayConfig
-	(*DescribeRequest)(nil),  // 3: raylink.replay.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 4: raylink.replay.v1.DescribeResponse
-	(*Batch)(nil),            // 5: raylink.replay.v1.Batch
-	(*WriteRequest)(nil),     // 6: raylink.replay.v1.WriteRequest
-	(*WriteResponse)(nil),    // 7: raylink.replay.v1.WriteResponse
-	(*NoRoom)(nil),           // 8: raylink.replay.v1.NoRoom
-	(*Holder)(nil),           // 9: raylink.replay.v1.Holder
-	(*Failure)(nil),          // 10: raylink.replay.v1.Failure
-	(*SampleRequest)(nil),    // 11: raylink.replay.v1.SampleRequest
-	(*SampleResponse)(nil),   // 12: raylink.replay.v1.SampleResponse
-	(*NewestRequest)(nil),    // 13: raylink.replay.v1.NewestRequest
-	(*NewestResponse)(nil),   // 14: raylink.replay.v1.NewestResponse
-	(v1.DataType)(0),         // 15: raylink.tensor.v1.DataType
-	(*v1.Tensor)(nil),        // 16: raylink.tensor.v1.Tensor
+	(*ReplayConfig)(nil),     // 1: raylink.replay.v1.ReplayConfig
+	(*DescribeRequest)(nil),  // 2: raylink.replay.v1.DescribeRequest
+	(*DescribeResponse)(nil), // 3: raylink.replay.v1.DescribeResponse
+	(*Batch)(nil),            // 4: raylink.replay.v1.Batch
+	(*WriteRequest)(nil),     // 5: raylink.replay.v1.WriteRequest
+	(*WriteResponse)(nil),    // 6: raylink.replay.v1.WriteResponse
+	(*NoRoom)(nil),           // 7: raylink.replay.v1.NoRoom
+	(*Holder)(nil),           // 8: raylink.replay.v1.Holder
+	(*Failure)(nil),          // 9: raylink.replay.v1.Failure
+	(*SampleRequest)(nil),    // 10: raylink.replay.v1.SampleRequest
+	(*SampleResponse)(nil),   // 11: raylink.replay.v1.SampleResponse
+	(*NewestRequest)(nil),    // 12: raylink.replay.v1.NewestRequest
+	(*NewestResponse)(nil),   // 13: raylink.replay.v1.NewestResponse
+	(*v1.Column)(nil),        // 14: raylink.tensor.v1.Column
+	(*v1.Tensor)(nil),        // 15: raylink.tensor.v1.Tensor
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	15, // 0: raylink.replay.v1.Column.dtype:type_name -> raylink.tensor.v1.DataType
-	1,  // 1: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.replay.v1.Column
-	1,  // 2: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.replay.v1.Column
-	16, // 3: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
-	5,  // 4: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
-	8,  // 5: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	9,  // 6: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
-	0,  // 7: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
-	5,  // 8: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
-	5,  // 9: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	3,  // 10: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	6,  // 11: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	11, // 12: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	13, // 13: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	4,  // 14: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	7,  // 15: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	12, // 16: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	14, // 17: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	14, // [14:18] is the sub-list for method output_type
-	10, // [10:14] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	14, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	14, // 1: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	15, // 2: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	4,  // 3: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
+	7,  // 4: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
+	8,  // 5: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	0,  // 6: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
+	4,  // 7: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
+	4,  // 8: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
+	2,  // 9: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	5,  // 10: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	10, // 11: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	12, // 12: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	3,  // 13: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	6,  // 14: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	11, // 15: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	13, // 16: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -1042,7 +998,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

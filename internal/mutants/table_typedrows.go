@@ -1,0 +1,90 @@
+package mutants
+
+// ofTypedRows returns the mutants of typed rows, and of writing them in place.
+func ofTypedRows() []Mutant {
+	const (
+		inPlace     = "services/replay/ring/inplace.go"
+		writer      = "services/replay/ring/writer.go"
+		participant = "services/replay/ring/participant.go"
+	)
+	return []Mutant{
+		{
+			Name: "inplace/areas-activated-after-the-reservation-are-ignored",
+			Edit: Edit{File: inPlace, Func: "InPlace.lockRun", Original: "r.epoch() == a.epoch", Mutated: "true"},
+			Test: "TestAreaHeldAfterRowsWereReserved",
+		},
+		{
+			Name: "inplace/rows-written-in-part-become-readable-again",
+			Edit: Edit{File: inPlace, Func: "InPlace.append", Original: "p.abandon(inPlace)", Mutated: "p.abandon(false)"},
+			Test: "TestRowsAbandonedInPlace",
+		},
+		{
+			Name: "inplace/rows-not-written-to-are-lost",
+			Edit: Edit{File: inPlace, Func: "InPlace.append", Original: "p.abandon(inPlace)", Mutated: "p.abandon(true)"},
+			Test: "TestRowsAbandonedInPlace",
+		},
+		{
+			Name: "inplace/refused-write-keeps-its-rows",
+			Edit: Edit{File: inPlace, Func: "InPlace.writeBy", Original: "p.abandon(false)", Mutated: "p.abandon(true)"},
+			Test: "TestRefusedWriteInPlaceRestoresRows",
+		},
+		{
+			Name: "inplace/rows-around-the-end-count-as-contiguous",
+			Edit: Edit{File: inPlace, Func: "InPlace.contiguous", Original: "first%capacity+n <= capacity", Mutated: "n <= capacity"},
+			Test: "TestRowsAreWrittenInPlaceWhereTheyAreContiguous",
+		},
+		{
+			Name: "inplace/rows-with-others-in-between-count-as-contiguous",
+			Edit: Edit{File: inPlace, Func: "InPlace.contiguous", Original: "p.sequences[n-1]-first == n-1", Mutated: "true"},
+			Test: "TestRowsAroundAnAreaAreNotContiguous",
+		},
+		{
+			Name:   "inplace/close-unmaps-rows-that-are-being-written",
+			Edit:   Edit{File: inPlace, Func: "InPlace.writeBy", Original: "r.held.Add(1)", Mutated: "r.held.Add(0)"},
+			Test:   "TestRingClosedWhileRowsAreWritten",
+			Prints: `unexpected fault address|index out of range|nil pointer`,
+		},
+		{
+			Name: "inplace/restored-row-stays-a-dead-participants",
+			Edit: Edit{File: writer, Func: "WriteHead.unlock", Original: "old = old.disowned()", Mutated: "_ = old.disowned()"},
+			Test: "TestWriterKilledWhileItWritesInPlace",
+		},
+		{
+			Name: "inplace/rows-of-the-dead-count-twice",
+			Edit: Edit{
+				File: "services/replay/ring/block.go", Func: "word.counted",
+				Original: "w.readable() || w&writing != 0 && w.participant() != noParticipant", Mutated: "w.readable()",
+			},
+			Test: "TestRowsCountedAfterManyDeaths",
+		},
+		{
+			Name: "inplace/disowned-rows-still-count",
+			Edit: Edit{
+				File: participant, Func: "Ring.cleanUp",
+				Original: "r.blockFilled(slot >> blockShift).Add(^uint64(0))", Mutated: "_ = r.blockFilled",
+			},
+			Test: "TestRowsCountedAfterManyDeaths",
+		},
+		{
+			Name: "typed/columns-of-another-shape-are-accepted",
+			Edit: Edit{
+				File: "services/replay/schema.go", Func: "compareColumns",
+				Original: "!slices.Equal(e.Want.Shape, e.Got.Shape)", Mutated: "slices.Equal(e.Want.Shape, nil) && false",
+			},
+			Test: "TestOpenRefusesOtherColumns",
+		},
+		{
+			Name: "typed/initial-values-are-not-set-in-place",
+			Edit: Edit{
+				File: "services/replay/typed.go", Func: "TypedWriter.fillColumns",
+				Original: "w.typed.row.Initialize(columns)", Mutated: "_ = w.typed.row.Initialize",
+			},
+			Test: "TestTypedRowsRoundTrip",
+		},
+		{
+			Name: "typed/node-writes-rows-one-by-one",
+			Edit: Edit{File: "services/replay/node.go", Func: "node.Write", Original: "case req.GetTogether():", Mutated: "case req.GetTogether() && false:"},
+			Test: "TestNodeWritesTogether",
+		},
+	}
+}

@@ -1,0 +1,359 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+	"github.com/raylink/raylink/runtime/row"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// Typed gives a process access to a replay whose rows have the columns C, which the plugin
+// generated: see package runtime/row. It is safe for concurrent use.
+//
+// It is a view of a [Client], and goes on as that does when the replay is restarted.
+type Typed[C any] struct {
+	client *Client
+	row    row.Type[C]
+}
+
+// Open returns a client for a replay whose rows are those of a message. It gets the replay's
+// description, and maps its ring if that is possible. If the replay has other columns, the error is
+// a [SchemaError]; initial values may differ.
+func Open[C any](ctx context.Context, handle *replayv1raylink.Replay, rows row.Type[C]) (*Typed[C], error) {
+	client, err := OpenClient(ctx, handle)
+	if err != nil {
+		return nil, err
+	}
+	typed, err := As(client, rows)
+	if err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
+	return typed, nil
+}
+
+// As returns a view of a client. Both remain usable, and closing either closes both. The errors are
+// those of [Open].
+func As[C any](client *Client, rows row.Type[C]) (*Typed[C], error) {
+	want := layoutOf(rows.Columns(), client.layout.Capacity)
+	if err := compareColumns(rows.Message(), want.Columns, client.layout.Columns); err != nil {
+		return nil, fmt.Errorf("open replay: %w", err)
+	}
+	// This fails only on machines whose memory can't be viewed.
+	if err := rows.View(new(C), 0, make([][]byte, len(want.Columns))); err != nil {
+		return nil, fmt.Errorf("open replay: %w", err)
+	}
+	return &Typed[C]{client: client, row: rows}, nil
+}
+
+// Client returns the client whose rows are a [Batch].
+func (t *Typed[C]) Client() *Client { return t.client }
+
+// Close unmaps the ring. Areas that are held remain valid until they are released.
+func (t *Typed[C]) Close() error { return t.client.Close() }
+
+// Newest makes the newest n rows an area, or fewer if fewer are readable: it is
+// [TypedReader.Hold].
+func (t *Typed[C]) Newest(ctx context.Context, n int) (*TypedArea[C], error) {
+	return t.Reader(nil).Hold(ctx, n)
+}
+
+// TypedBatch is a set of rows outside the replay. It is not safe for concurrent use.
+type TypedBatch[C any] struct {
+	// Columns has the rows. What is written there changes the batch. It is set anew whenever the
+	// number of rows changes.
+	Columns C
+
+	row   row.Type[C]
+	rows  *Batch
+	bytes [][]byte
+}
+
+// NewBatch returns a batch of n rows that have their initial values.
+func (t *Typed[C]) NewBatch(n int) (*TypedBatch[C], error) {
+	rows, err := t.client.NewBatch(0)
+	if err != nil {
+		return nil, err
+	}
+	b := &TypedBatch[C]{row: t.row, rows: rows, bytes: make([][]byte, len(t.client.layout.Columns))}
+	return b, b.Reset(n)
+}
+
+// Reset makes the batch one of n rows that have their initial values. Columns without one have
+// anything in them.
+func (b *TypedBatch[C]) Reset(n int) error {
+	if err := b.rows.Resize(n); err != nil {
+		return err
+	}
+	if err := b.view(); err != nil {
+		return err
+	}
+	b.row.Initialize(b.bytes)
+	return nil
+}
+
+// view sets the columns to the batch's memory.
+func (b *TypedBatch[C]) view() error {
+	for i := range b.bytes {
+		b.bytes[i] = b.rows.Bytes(i)
+	}
+	return b.row.View(&b.Columns, b.rows.Rows(), b.bytes)
+}
+
+// Len returns the number of rows.
+func (b *TypedBatch[C]) Len() int { return b.rows.Rows() }
+
+// Sequences returns the rows' sequence numbers after they were read.
+func (b *TypedBatch[C]) Sequences() []uint64 { return b.rows.Sequences() }
+
+// Batch returns the same rows for heads of the [Client], which share the memory. Its number of rows
+// must not be changed.
+func (b *TypedBatch[C]) Batch() *Batch { return b.rows }
+
+// TypedReader reads a replay. It is not safe for concurrent use.
+type TypedReader[C any] struct {
+	typed *Typed[C]
+	head  *ReadHead
+}
+
+// Reader returns a reader. It draws samples with rng, or with a randomly seeded generator if rng is
+// nil.
+func (t *Typed[C]) Reader(rng *rand.Rand) *TypedReader[C] {
+	return &TypedReader[C]{typed: t, head: t.client.Reader(rng)}
+}
+
+// Sample fills a batch with n rows, each drawn independently and uniformly from all readable rows.
+// It returns [ring.ErrEmpty] if there are none.
+func (r *TypedReader[C]) Sample(ctx context.Context, n int, into *TypedBatch[C]) error {
+	return errors.Join(r.head.Sample(ctx, n, into.rows), into.view())
+}
+
+// Newest fills a batch with copies of the newest n rows, oldest first, or with fewer if fewer are
+// readable. It returns [ring.ErrEmpty] if there are none.
+func (r *TypedReader[C]) Newest(ctx context.Context, n int, into *TypedBatch[C]) error {
+	return errors.Join(r.head.Newest(ctx, n, into.rows), into.view())
+}
+
+// Hold makes the newest n rows an area, or fewer if fewer are readable. It returns [ring.ErrEmpty]
+// if there are none.
+func (r *TypedReader[C]) Hold(ctx context.Context, n int) (*TypedArea[C], error) {
+	held, err := r.head.Hold(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	area := &TypedArea[C]{area: held, spans: make([]TypedSpan[C], len(held.Spans()))}
+	columns := make([][]byte, len(r.typed.client.layout.Columns))
+	for i, s := range held.Spans() {
+		for j := range columns {
+			columns[j] = s.Bytes(j)
+		}
+		if err := r.typed.row.View(&area.spans[i].Columns, s.Len(), columns); err != nil {
+			return nil, errors.Join(err, held.Release())
+		}
+		area.spans[i].sequences = s.Sequences()
+	}
+	return area, nil
+}
+
+// TypedArea is an [Area] whose rows have the columns C.
+type TypedArea[C any] struct {
+	area  *Area
+	spans []TypedSpan[C]
+}
+
+// TypedSpan is a part of an area: rows that are contiguous in memory, oldest first.
+type TypedSpan[C any] struct {
+	// Columns has the rows. If the ring is mapped, the memory is read-only: writing to it crashes
+	// the process.
+	Columns C
+
+	sequences []uint64
+}
+
+// Len returns the number of rows.
+func (s *TypedSpan[C]) Len() int { return len(s.sequences) }
+
+// Sequences returns the rows' sequence numbers.
+func (s *TypedSpan[C]) Sequences() []uint64 { return s.sequences }
+
+// Spans returns the area's rows, oldest first. They must not be written to, nor used after Release.
+func (a *TypedArea[C]) Spans() []TypedSpan[C] { return a.spans }
+
+// Len returns the number of rows.
+func (a *TypedArea[C]) Len() int { return a.area.Len() }
+
+// Release lets writers reuse the rows. Further calls do nothing.
+func (a *TypedArea[C]) Release() error {
+	a.spans = nil
+	return a.area.Release()
+}
+
+// TypedWriter writes rows in place. It is not safe for concurrent use; any number of them may write
+// to a replay.
+type TypedWriter[C any] struct {
+	typed *Typed[C]
+	// head writes batches: those that go through the node, and those too large to be written in
+	// place.
+	head *WriteHead
+	// ring is what inPlace writes to; both are nil before the first write.
+	ring    *ring.Ring
+	inPlace *ring.InPlace
+	// together is the maximum number of rows written in place.
+	together int
+	// fill calls write, which is nil between writes, with n rows.
+	fill  func(columns [][]byte)
+	write func(rows *C)
+	n     int
+	rows  C
+	// batch is kept for the next write unless it is large.
+	batch     *TypedBatch[C]
+	sequences []uint64
+}
+
+// Writer returns a writer.
+func (t *Typed[C]) Writer() (*TypedWriter[C], error) {
+	if err := t.client.opened(); err != nil {
+		return nil, err
+	}
+	w := &TypedWriter[C]{typed: t, head: t.client.Writer(), together: t.client.layout.MaxTogether()}
+	w.fill = w.fillColumns
+	return w, nil
+}
+
+// Append writes n rows; for none it does nothing. It reserves them, sets columns that have an
+// initial value to that value, and calls write once with all columns, each with the n rows back to
+// back. The columns without an initial value have anything in them: write sets them. The rows
+// become readable after write has returned. If write panics or ends its goroutine, none becomes
+// readable, and the panic goes on.
+//
+// The columns are in the mapping where that is possible, and must not be used after write has
+// returned. Where the reserved rows are not contiguous, on another machine, and for more rows than
+// are written together, they are other memory that is then copied or sent.
+//
+// Up to 256 rows, or as many as have 1 MiB, are written together: all of them or none, and no
+// reader sees some of them before write has returned. More rows become readable in such parts, and
+// after an error [TypedWriter.Sequences] has those that were written: the first ones.
+//
+// Where areas or other writers leave no room, Append waits until they do, or until the context
+// ends. The error then is a [ring.NoRoomError], which names the processes in the way and how long
+// they have been, and which matches the context's error. Rows written together wait before write is
+// called, if the ring is mapped: write is not called if Append fails. If the replay's node dies
+// meanwhile, Append returns an error within a second.
+//
+// While write runs, other writers skip the rows and readers do not see them, so write should not
+// block. It may use the replay, but not this writer.
+func (w *TypedWriter[C]) Append(ctx context.Context, n int, write func(rows *C)) error {
+	return w.append(ctx, n, write, true)
+}
+
+// TryAppend is Append, except that it does not wait: it returns a [ring.NoRoomError] if there is no
+// room for the rows now.
+func (w *TypedWriter[C]) TryAppend(ctx context.Context, n int, write func(rows *C)) error {
+	return w.append(ctx, n, write, false)
+}
+
+// Sequences returns the sequence numbers of the rows of the last write, in increasing order. They
+// are valid until the next write.
+func (w *TypedWriter[C]) Sequences() []uint64 { return w.sequences }
+
+func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
+	capacity := w.typed.client.layout.Capacity
+	switch {
+	case w.write != nil:
+		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
+	case n < 0 || uint64(n) > capacity:
+		w.sequences = nil
+		return fmt.Errorf("%w: %d rows to append, and the ring has %d", ring.ErrBatch, n, capacity)
+	}
+	w.sequences, w.write, w.n = nil, write, n
+	defer func() { w.write = nil }()
+	if n > w.together {
+		return w.appendLarge(ctx, wait)
+	}
+	return w.typed.client.with(ctx, func(r *ring.Ring) error {
+		if err := w.bind(r); err != nil {
+			return err
+		}
+		var err error
+		if wait {
+			err = w.inPlace.Append(ctx, n, w.fill)
+		} else {
+			err = w.inPlace.TryAppend(n, w.fill)
+		}
+		w.sequences = w.inPlace.Sequences()
+		return err
+	}, func() error {
+		if n == 0 {
+			return nil
+		}
+		if err := w.fillBatch(); err != nil {
+			return err
+		}
+		err := w.head.send(ctx, w.batch.rows, wait, true)
+		w.sequences = w.batch.Sequences()
+		return err
+	})
+}
+
+// appendLarge writes more rows than are written together.
+func (w *TypedWriter[C]) appendLarge(ctx context.Context, wait bool) error {
+	if err := w.typed.client.opened(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := w.fillBatch(); err != nil {
+		return err
+	}
+	_, err := w.head.write(ctx, w.batch.rows, wait)
+	w.sequences = w.batch.Sequences()
+	if uint64(w.n)*rowSize(w.typed.client.layout) > maxChunk { //nolint:gosec // positive
+		w.batch = nil
+	}
+	return err
+}
+
+func (w *TypedWriter[C]) bind(r *ring.Ring) error {
+	if w.ring == r {
+		return nil
+	}
+	inPlace, err := r.InPlace()
+	if err != nil {
+		return err
+	}
+	w.ring, w.inPlace = r, inPlace
+	return nil
+}
+
+// fillColumns lets write fill columns of a ring.
+func (w *TypedWriter[C]) fillColumns(columns [][]byte) {
+	w.typed.row.Initialize(columns)
+	if err := w.typed.row.View(&w.rows, w.n, columns); err != nil {
+		panic(err) // As has made sure of the columns
+	}
+	defer func() {
+		var none C
+		w.rows = none // so that using it later fails, instead of changing another row
+	}()
+	w.write(&w.rows)
+}
+
+// fillBatch lets write fill the writer's batch.
+func (w *TypedWriter[C]) fillBatch() error {
+	if w.batch == nil {
+		batch, err := w.typed.NewBatch(0)
+		if err != nil {
+			return err
+		}
+		w.batch = batch
+	}
+	if err := w.batch.Reset(w.n); err != nil {
+		return err
+	}
+	w.write(&w.batch.Columns)
+	return nil
+}
