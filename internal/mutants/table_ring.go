@@ -79,7 +79,7 @@ func ofRing() []Mutant {
 			Edit: Edit{
 				File:     "services/replay/client.go",
 				Func:     "Client.lastSeen",
-				Original: "now.Sub(c.described) >= remapInterval",
+				Original: "time.Since(c.described) >= remapInterval",
 				Mutated:  "false",
 			},
 			Test: "TestClientMapsRingOnceThatIsPossible",

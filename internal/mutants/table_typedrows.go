@@ -40,7 +40,7 @@ func ofTypedRows() []Mutant {
 		},
 		{
 			Name:   "inplace/close-unmaps-rows-that-are-being-written",
-			Edit:   Edit{File: inPlace, Func: "InPlace.writeBy", Original: "r.held.Add(1)", Mutated: "r.held.Add(0)"},
+			Edit:   Edit{File: inPlace, Func: "InPlace.append", Original: "written := false", Mutated: "written := false\n\tp.head.ring.held.Add(-1)\n\tdefer p.head.ring.held.Add(1)"},
 			Test:   "TestRingClosedWhileRowsAreWritten",
 			Prints: `unexpected fault address|index out of range|nil pointer`,
 		},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
@@ -27,17 +28,23 @@ type Client struct {
 	mu     sync.Mutex
 	closed bool
 	// mapping is nil if the replay is on another machine. Then described is when the node was last
-	// asked where the ring is.
-	mapping   *mapping
+	// asked where the ring is. It can be loaded without mu.
+	mapping   atomic.Pointer[mapping]
 	described time.Time
 }
 
 // mapping is a ring that the client has mapped.
 type mapping struct {
 	ring *ring.Ring
-	// seen is when the ring's creator was last found alive.
-	seen time.Time
+	// seen is when the ring's creator was last found alive, on the clock of sinceStart.
+	seen atomic.Int64
 }
+
+// started is when the process started.
+var started = time.Now() //nolint:gochecknoglobals // constant
+
+// sinceStart is a clock that only costs half as much as that of time.Now.
+func sinceStart() int64 { return int64(time.Since(started)) }
 
 const (
 	// recheckInterval is how long the ring's creator is assumed to be alive after it was found
@@ -61,7 +68,8 @@ func OpenClient(ctx context.Context, handle *replayv1raylink.Replay) (*Client, e
 	if err := c.layout.Validate(); err != nil {
 		return nil, fmt.Errorf("open replay: %w", err)
 	}
-	c.mapping, c.described = mapRing(description), time.Now()
+	c.described = time.Now()
+	c.mapping.Store(mapRing(description))
 	return c, nil
 }
 
@@ -76,7 +84,9 @@ func mapRing(description *replayv1.DescribeResponse) *mapping {
 	if err != nil {
 		return nil
 	}
-	return &mapping{ring: r, seen: time.Now()}
+	m := &mapping{ring: r}
+	m.seen.Store(sinceStart())
+	return m
 }
 
 // Handle returns the replay's handle.
@@ -87,9 +97,7 @@ func (c *Client) Layout() ring.Layout { return c.layout }
 
 // Mapped reports whether the client has mapped the ring. If not, it goes through the node.
 func (c *Client) Mapped() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.mapping != nil
+	return c.mapping.Load() != nil
 }
 
 // NewBatch returns a batch of n zeroed rows.
@@ -100,8 +108,7 @@ func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
-	m := c.mapping
-	c.mapping = nil
+	m := c.mapping.Swap(nil)
 	if m == nil {
 		return nil
 	}
@@ -129,28 +136,29 @@ func (c *Client) current(ctx context.Context) (*ring.Ring, error) {
 
 // lastSeen returns the mapped ring and whether it is still served.
 func (c *Client) lastSeen() (r *ring.Ring, served bool, err error) {
+	now := sinceStart()
+	if m := c.mapping.Load(); m != nil && now-m.seen.Load() < int64(recheckInterval) {
+		return m.ring, true, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, false, ring.ErrClosed
 	}
-	now := time.Now()
-	if c.mapping == nil {
+	m := c.mapping.Load()
+	if m == nil {
 		// Other goroutines go on through the node meanwhile.
-		due := now.Sub(c.described) >= remapInterval
+		due := time.Since(c.described) >= remapInterval
 		if due {
-			c.described = now
+			c.described = time.Now()
 		}
 		return nil, !due, nil
 	}
-	if now.Sub(c.mapping.seen) < recheckInterval {
-		return c.mapping.ring, true, nil
-	}
-	orphaned, err := c.mapping.ring.Orphaned()
+	orphaned, err := m.ring.Orphaned()
 	if err == nil && !orphaned {
-		c.mapping.seen = now
+		m.seen.Store(now)
 	}
-	return c.mapping.ring, !orphaned, err
+	return m.ring, !orphaned, err
 }
 
 // relocate replaces a ring that has ended, or none (nil), by the current one, unless another
@@ -185,10 +193,11 @@ func (c *Client) changed(ended *ring.Ring) (*ring.Ring, bool, error) {
 	switch {
 	case c.closed:
 		return nil, false, ring.ErrClosed
-	case c.mapping == nil:
+	case c.mapping.Load() == nil:
 		return nil, ended != nil, nil
 	default:
-		return c.mapping.ring, c.mapping.ring != ended, nil
+		r := c.mapping.Load().ring
+		return r, r != ended, nil
 	}
 }
 
@@ -196,14 +205,15 @@ func (c *Client) changed(ended *ring.Ring) (*ring.Ring, bool, error) {
 func (c *Client) switchTo(m *mapping) (*ring.Ring, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	before := c.mapping
+	before := c.mapping.Load()
 	if c.closed {
 		if m == nil {
 			return nil, ring.ErrClosed
 		}
 		return nil, errors.Join(ring.ErrClosed, m.ring.Close())
 	}
-	c.mapping, c.described = m, time.Now()
+	c.described = time.Now()
+	c.mapping.Store(m)
 	if before != nil {
 		if err := before.ring.Close(); err != nil {
 			return nil, err

@@ -277,7 +277,7 @@ func TestClientSwitchesToRingOfRestartedReplay(t *testing.T) {
 	third := testNode(t, testConfig(4))
 	n.ReplayNode = third
 	require.NoError(t, second.ring.Close()) // as if killed: heads notice at their next check
-	c.mapping.seen = c.mapping.seen.Add(-recheckInterval)
+	c.mapping.Load().seen.Add(-int64(recheckInterval))
 	_, err = w.Append(t.Context(), rowsOf(t, c, 3))
 	require.NoError(t, err)
 	require.NoError(t, h.Newest(t.Context(), 2, into))

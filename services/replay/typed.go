@@ -269,7 +269,10 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 		return fmt.Errorf("%w: %d rows to append, and the ring has %d", ring.ErrBatch, n, capacity)
 	}
 	w.sequences, w.write, w.n = nil, write, n
-	defer func() { w.write = nil }()
+	defer func() {
+		var none C
+		w.write, w.rows = nil, none // so that using the columns later fails, instead of changing another row
+	}()
 	if n > w.together {
 		return w.appendLarge(ctx, wait)
 	}
@@ -335,10 +338,6 @@ func (w *TypedWriter[C]) fillColumns(columns [][]byte) {
 	if err := w.typed.row.View(&w.rows, w.n, columns); err != nil {
 		panic(err) // As has made sure of the columns
 	}
-	defer func() {
-		var none C
-		w.rows = none // so that using it later fails, instead of changing another row
-	}()
 	w.write(&w.rows)
 }
 

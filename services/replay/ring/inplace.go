@@ -2,6 +2,7 @@ package ring
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -101,7 +102,7 @@ func (p *InPlace) append(n int, write func(columns [][]byte), blocked func(*obst
 	p.rows = n
 	defer func() { p.rows = 0 }()
 	obstacle, err := p.writeBy(p.head)
-	if obstacle != nil {
+	if obstacle != nil && err == nil {
 		err = blocked(obstacle)
 	}
 	if err != nil {
@@ -143,15 +144,14 @@ func (p *InPlace) progress() (rows, written int) { return p.rows, 0 }
 // mapping if it succeeds.
 func (p *InPlace) writeBy(w *WriteHead) (*obstacle, error) {
 	r := w.ring
-	if err := r.pin(); err != nil {
+	if err := r.use(); err != nil {
 		return nil, err
 	}
-	defer r.unpin()
 	if r.ended() {
-		return nil, ErrEnded
+		return nil, errors.Join(ErrEnded, r.letGo())
 	}
 	if !w.fits(uint64(p.rows)) { //nolint:gosec // positive
-		return &obstacle{}, nil
+		return &obstacle{}, r.letGo()
 	}
 	positions := w.allocate(p.rows)
 	for len(p.sequences) < p.rows {
@@ -159,10 +159,9 @@ func (p *InPlace) writeBy(w *WriteHead) (*obstacle, error) {
 		if !positions.reserve(uint64(p.rows-len(p.sequences))) || !p.lockRun(&positions) { //nolint:gosec // positive
 			p.abandon(false)
 			found := positions.obstacle // a copy, so that the allocator stays on the stack
-			return &found, nil
+			return &found, r.letGo()
 		}
 	}
-	r.held.Add(1)
 	return nil, nil //nolint:nilnil // no obstacle, no error
 }
 

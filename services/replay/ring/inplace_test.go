@@ -3,6 +3,7 @@ package ring
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -213,6 +214,44 @@ func TestRingClosedWhileRowsAreWritten(t *testing.T) {
 	require.NoError(t, h.Newest(10, b))
 	require.Len(t, b.Sequences(), 3)
 	require.Zero(t, torn(b))
+}
+
+// TestRingClosedBetweenWrites closes a ring at any moment: its mapping is removed exactly once, by
+// the last write or by Close.
+func TestRingClosedBetweenWrites(t *testing.T) {
+	r := newRing(t, testLayout(50))
+	for range 20 {
+		other, err := Open(r.Path(), r.ID())
+		require.NoError(t, err)
+		var writers sync.WaitGroup
+		wrote := make(chan struct{}, 3)
+		for seed := range uint64(3) {
+			p := inPlaceHead(t, other)
+			writers.Go(func() {
+				fill := fillColumns(rand.New(rand.NewPCG(seed, 3)))
+				for i := 0; ; i++ {
+					if err := p.Append(context.Background(), 1, fill); err != nil {
+						if !errors.Is(err, ErrClosed) {
+							t.Error(err)
+						}
+						return
+					}
+					if i == 2 {
+						wrote <- struct{}{}
+					}
+				}
+			})
+		}
+		for range 3 {
+			<-wrote
+		}
+		require.NoError(t, other.Close())
+		writers.Wait()
+		require.Nil(t, other.all)
+		require.Zero(t, other.held.Load())
+	}
+	require.NoError(t, inPlaceHead(t, r).TryAppend(50, fillColumns(seeded())))
+	require.Equal(t, uint64(50), readable(t, r))
 }
 
 // TestConcurrentWritersInPlace writes runs of rows whose text is the same in all rows of a run: a

@@ -66,7 +66,7 @@ func (r *Ring) participantOffset(index int) uint64 {
 func (r *Ring) register() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	if r.closed.Load() {
 		return ErrClosed
 	}
 	if r.self != noParticipant {

@@ -83,8 +83,10 @@ type Ring struct {
 
 	// mu is held for reading while the mappings are in use, and for writing while they are created
 	// or removed.
-	mu     sync.RWMutex
-	closed bool
+	mu sync.RWMutex
+	// closed is set, under mu, before held is looked at: see use. unmapped is set under mu.
+	closed   atomic.Bool
+	unmapped bool
 	// all maps the whole file read-only; control maps its first part (header, counters, areas,
 	// participants) for writing.
 	all, control []byte
@@ -196,13 +198,10 @@ func (r *Ring) Layout() Layout { return r.head.layout }
 func (r *Ring) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	if r.closed.Swap(true) || r.held.Load() > 0 {
 		return nil
 	}
-	r.closed = true
-	if r.held.Load() > 0 {
-		return nil
-	}
+	r.unmapped = true
 	return r.unmapFile()
 }
 
@@ -284,7 +283,7 @@ func (r *Ring) Stats() (Stats, error) {
 // pin keeps the mappings alive until unpin is called, or returns [ErrClosed].
 func (r *Ring) pin() error {
 	r.mu.RLock()
-	if r.closed {
+	if r.closed.Load() {
 		r.mu.RUnlock()
 		return ErrClosed
 	}
@@ -309,20 +308,28 @@ func (r *Ring) pinAsParticipant() error {
 	return r.pin() // may have been closed meanwhile, but stays a participant
 }
 
-// letGo ends what counts as held, and unmaps a closed ring that has nothing else.
+// use keeps the mappings alive until letGo is called, or returns [ErrClosed]. Unlike pin it does
+// not make Close wait. Only those call it that have a write head, so that neither the mappings nor
+// the participant change meanwhile.
+func (r *Ring) use() error {
+	r.held.Add(1)
+	if r.closed.Load() { // otherwise Close comes later, and sees the new number
+		return errors.Join(ErrClosed, r.letGo())
+	}
+	return nil
+}
+
+// letGo ends what counts as held. It unmaps a closed ring if nothing else is.
 func (r *Ring) letGo() error {
-	r.mu.RLock()
-	if !r.closed { // Close, which comes later, sees the new number
-		r.held.Add(-1)
-		r.mu.RUnlock()
+	if r.held.Add(-1) > 0 || !r.closed.Load() {
 		return nil
 	}
-	r.mu.RUnlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.held.Add(-1) > 0 {
+	if r.unmapped || r.held.Load() > 0 {
 		return nil
 	}
+	r.unmapped = true
 	return r.unmapFile()
 }
 

@@ -35,8 +35,9 @@ import (
 // neighbouring accesses (the claim's store-release and the final load-acquire) are ordered against
 // it. A read-modify-write of the row's own word would make readers write to shared cache lines,
 // which a read-only mapping does not allow. The memory model is that of Arm's architecture manual
-// (B2.3, "barrier-ordered-before"). On amd64 program order suffices: it reorders neither loads with
-// loads nor stores with stores.
+// (B2.3, "barrier-ordered-before"). On amd64 program order suffices, so there the word is left out:
+// the processor reorders neither loads with loads nor stores with stores, and the compiler moves no
+// memory access across an atomic one.
 type word uint64
 
 const (
@@ -80,13 +81,3 @@ func (w word) holds(sequence uint64) bool { return w.readable() && w.sequencePlu
 func (r *Ring) wordAt(mapping []byte, slot uint64) *atomic.Uint64 {
 	return at(mapping, r.head.geometry.words+slot*wordSize)
 }
-
-// fence is a word private to a head, in a cache line of its own.
-type fence struct {
-	_    [cacheLine]byte
-	word atomic.Uint64
-	_    [cacheLine]byte
-}
-
-// barrier orders the memory accesses before it against those after it; see above.
-func (f *fence) barrier() { f.word.Add(1) }

@@ -25,7 +25,7 @@ func (r *Ring) Writer() (*WriteHead, error) {
 	r.unpin()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	if r.closed.Load() {
 		return nil, ErrClosed
 	}
 	if err := r.mapRows(); err != nil {
