@@ -665,7 +665,7 @@ func ofReplay() []Mutant {
 			Name: "ring/rows-are-not-checked-after-the-copy",
 			Edit: Edit{
 				File:     "services/replay/ring/reader.go",
-				Func:     "ReadHead.copyRow",
+				Func:     "ReadHead.copyDrawn",
 				Original: "after != before",
 				Mutated:  "after != before && false",
 			},

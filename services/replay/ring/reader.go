@@ -34,9 +34,14 @@ func (h *ReadHead) Sample(rng *rand.Rand, n int, into *Batch) error {
 		return err
 	}
 	defer r.unpin()
+	var drawn [drawnAhead]draw
 	var c census
 	for i := range n {
-		if c == nil && h.sampleAny(rng, into, i) {
+		ahead := i % drawnAhead
+		if ahead == 0 {
+			h.draw(rng, drawn[:min(drawnAhead, n-i)])
+		}
+		if c == nil && (h.copyDrawn(drawn[ahead], into, i) || h.sampleAny(rng, into, i)) {
 			continue
 		}
 		if c == nil {
@@ -47,6 +52,29 @@ func (h *ReadHead) Sample(rng *rand.Rand, n int, into *Batch) error {
 		}
 	}
 	return nil
+}
+
+// drawnAhead is how many rows Sample draws before it copies the first of them, so that the
+// processor loads their words at the same time: each usually is in a cache line of its own, that no
+// cache has.
+const drawnAhead = 16
+
+// draw is a random row, and its word.
+type draw struct {
+	slot uint64
+	word word
+}
+
+// draw draws rows without knowledge of which are readable.
+func (h *ReadHead) draw(rng *rand.Rand, into []draw) {
+	r := h.ring
+	begun := min(r.counter(counterHead).Load(), r.head.layout.Capacity)
+	for i := range into {
+		if into[i] = (draw{}); begun > 0 {
+			into[i].slot = rng.Uint64N(begun)
+			into[i].word = word(r.wordAt(r.all, into[i].slot).Load())
+		}
+	}
 }
 
 // sampleAny tries to copy a random row, without knowledge of which rows are readable.
@@ -183,9 +211,14 @@ func (h *ReadHead) truncate(into *Batch, rows int) error {
 // copyRow copies a row into a batch. It returns false if the row was incomplete, or was overwritten
 // meanwhile.
 func (h *ReadHead) copyRow(slot uint64, into *Batch, i int) bool {
+	return h.copyDrawn(draw{slot, word(h.ring.wordAt(h.ring.all, slot).Load())}, into, i)
+}
+
+// copyDrawn is copyRow of a row whose word was loaded before.
+func (h *ReadHead) copyDrawn(d draw, into *Batch, i int) bool {
 	r := h.ring
+	slot, before := d.slot, d.word
 	at := r.wordAt(r.all, slot)
-	before := word(at.Load())
 	if !before.readable() {
 		return false
 	}

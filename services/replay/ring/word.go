@@ -21,6 +21,10 @@ import (
 // allocated (area.go), and restore the old word if the row is in one; copy the row; store the even
 // word. If any step fails, the writer goes on to the next position. It never blocks.
 //
+// A write in place (inplace.go) takes each of these steps for all of its rows before the next one.
+// If it gives up, it restores the old words, or, where it may have written to the rows, makes them
+// odd words of no participant: rows that the next writer takes over.
+//
 // To read a row, load the word, which must be even; copy the row; load the word again, and discard
 // the copy if it has changed.
 //
