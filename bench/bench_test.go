@@ -21,6 +21,9 @@ func small() []row {
 	rs := slices.DeleteFunc(rows(), func(r row) bool { return r.job.Kind == codeImported || r.job.Kind == codeUsed })
 	for i := range rs {
 		j := &rs[i].job
+		if rs[i].replay.bytes != 0 {
+			rs[i].replay.bytes = min(rs[i].replay.bytes, 8<<20)
+		}
 		switch j.Kind {
 		case connections, nodes:
 			j.Inflight = 20
@@ -96,7 +99,7 @@ func optional(system string) bool {
 	return slices.Contains([]string{raySystem, redisSystem, redisPipelined, rueidisSystem}, system)
 }
 
-// servicesOf returns the lines of the parameter server and of the storage.
+// servicesOf returns the lines of the services.
 func servicesOf(lines []line) []line {
 	return slices.DeleteFunc(slices.Clone(lines), func(l line) bool { return !ofService(l) })
 }

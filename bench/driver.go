@@ -23,6 +23,7 @@ type driver struct {
 	scenes  map[sceneKey]*scene
 	shared  *sharedMemory // nil until a scene needs it
 	stage   *storageStage // nil until a row of the storage needs it
+	replays *replayStage  // nil until a row of the replay needs it
 }
 
 // options are the benchmark's flags.
@@ -74,6 +75,9 @@ func (d *driver) close() error {
 	}
 	if d.stage != nil {
 		errs = append(errs, d.stage.close())
+	}
+	if d.replays != nil {
+		errs = append(errs, d.replays.close())
 	}
 	if d.brain != nil {
 		errs = append(errs, d.brain.stop())
@@ -165,7 +169,7 @@ func (d *driver) run(ctx context.Context, rs []row) (*results, error) {
 // selectedSystems returns the systems of a row that the options select.
 func (d *driver) selectedSystems(r *row) []string {
 	return slices.DeleteFunc(slices.Clone(r.systems), func(s string) bool {
-		if s == plainCalls {
+		if s == plainCalls && r.replay.bytes == 0 {
 			s = "raylink"
 		}
 		return len(d.options.systems) > 0 && !slices.Contains(d.options.systems, s)
@@ -191,6 +195,8 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 		err = d.measureParameters(ctx, r, j, system, res)
 	case r.storage.work != "":
 		err = d.measureStorage(ctx, r, j, system, res)
+	case r.replay.bytes != 0:
+		err = d.measureReplay(ctx, r, j, system, res)
 	case r.size():
 		err = d.measureSize(ctx, r, j, process, res)
 	default:
@@ -211,6 +217,10 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 	res.failed = append(res.failed, err)
 	if r.storage.work != "" {
 		d.discardStorage()
+		return nil
+	}
+	if r.replay.bytes != 0 {
+		d.discardReplays()
 		return nil
 	}
 	d.discard(process, r.network)

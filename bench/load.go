@@ -37,6 +37,13 @@ const (
 	psMemory   kind = "memory of parameters"
 	// storedKeys is that of a storage with many keys: its memory, and the time to open it.
 	storedKeys kind = "stored keys"
+	// The kinds below are those of the replay: the last but one is what several processes do, and
+	// the last what a process does that is not measured.
+	replayWrite  kind = "write"
+	replaySample kind = "sample"
+	replayBorrow kind = "borrow"
+	replayMixed  kind = "mixed"
+	replayHold   kind = "hold"
 )
 
 // job is the work of a client.
@@ -135,6 +142,7 @@ func (l *load) run() (outcome, error) {
 		return l.nodes()
 	case codeNone, codeImported, codeUsed, pluginTime: // not measured by a client
 	case psPull, psPullRead, psPush, psDeliver, psSpread, psMemory, storedKeys: // likewise
+	case replayWrite, replaySample, replayBorrow, replayMixed, replayHold: // likewise
 	}
 	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)
 }

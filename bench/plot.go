@@ -107,9 +107,9 @@ func draw(lines []line, where, path string) error {
 	return p.Save(vg.Points(110*float64(len(labels))+60), vg.Points(320), path)
 }
 
-// ofService reports whether a line is about the parameter server or the storage.
+// ofService reports whether a line is about the parameter server, the storage or the replay.
 func ofService(l line) bool {
-	return strings.HasPrefix(l.Name, psPrefix) || strings.HasPrefix(l.Name, storagePrefix)
+	return strings.HasPrefix(l.Name, psPrefix) || strings.HasPrefix(l.Name, storagePrefix) || strings.HasPrefix(l.Name, replayPrefix)
 }
 
 func drawServices(values map[cell]float64, where, path string) error {

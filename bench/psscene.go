@@ -124,11 +124,8 @@ type sceneBuilder struct {
 const home = "home"
 
 func (d *driver) newScene(ctx context.Context, system string, r *row) (*scene, error) {
-	if d.shared == nil {
-		var err error
-		if d.shared, err = newSharedMemory(); err != nil {
-			return nil, err
-		}
+	if err := d.shareMemory(); err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp(d.shared.dir, "")
 	if err != nil {
@@ -254,6 +251,16 @@ func (b *sceneBuilder) hideSockets(machine string) {
 		err = errors.Join(err, os.Rename(socket, socket+".hidden"))
 	}
 	b.err = err
+}
+
+// shareMemory makes the directory for shared memory on first use.
+func (d *driver) shareMemory() error {
+	if d.shared != nil {
+		return nil
+	}
+	var err error
+	d.shared, err = newSharedMemory()
+	return err
 }
 
 // sharedMemory is a directory for parameters: in memory where that is possible. It is locked, so

@@ -21,7 +21,8 @@ import (
 
 // roleEnv selects the role of a process; the driver runs without it. The value consists of words:
 // "brain"; "server" or "client", followed by a system, a network, and for a client an address; or a
-// role of the parameter server or of the storage, see psrole.go and storagerole.go.
+// role of the parameter server, of the storage or of the replay, see psrole.go, storagerole.go and
+// replayrole.go.
 const roleEnv = "RAYLINK_BENCH_ROLE"
 
 // request is a message from the driver to a process, one line of JSON.
@@ -82,6 +83,9 @@ func runRole(words []string, in io.Reader, out io.Writer) error {
 	}
 	if words[0] == storageServerRole || words[0] == storageClientRole {
 		return errors.Join(c.storageRole(ctx, words), stop())
+	}
+	if words[0] == replayOwnerRole || words[0] == replayClientRole {
+		return errors.Join(c.replayRole(ctx, words), stop())
 	}
 	if words[0] == pusherRole || words[0] == readerRole {
 		return errors.Join(c.psRole(ctx, words[0], words[1], words[2:]), stop())
@@ -256,7 +260,7 @@ const profileEnv = "RAYLINK_BENCH_PROFILE"
 // profileName returns what distinguishes the profiles of a role's process.
 func profileName(words []string) string {
 	name := strings.Join(words[:2], "-")
-	if strings.HasPrefix(words[0], "ps-") || strings.HasPrefix(words[0], "storage-") {
+	if strings.HasPrefix(words[0], "ps-") || strings.HasPrefix(words[0], "storage-") || strings.HasPrefix(words[0], "replay-") {
 		name += "-" + strconv.Itoa(os.Getpid())
 	}
 	return name

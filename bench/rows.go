@@ -21,6 +21,8 @@ type row struct {
 	layout layout
 	// storage is the load of a row of the storage; its work is empty for others.
 	storage storageLoad
+	// replay is the load of a row of the replay; its size is 0 for others.
+	replay replayLoad
 }
 
 // Rows of the plugin that are compared.
@@ -117,7 +119,7 @@ func rows() []row {
 		row{name: fewFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 500}, systems: []string{"raylink"}},
 		row{name: fourTimesFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 2000}, systems: []string{"raylink"}},
 	)
-	return slices.Concat(rs, psRows(), storageRows())
+	return slices.Concat(rs, psRows(), storageRows(), replayRows())
 }
 
 // selected returns the rows whose names begin with the pattern, or match it as a regular

@@ -12,11 +12,11 @@ import (
 var summarySystems = []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"} //nolint:gochecknoglobals // a table
 
 // summarize writes Markdown tables with one line per row: of calls, the value of each system and
-// the median times of RayLink and grpc-go; of the parameter server and of the storage, those of
-// RayLink and of the row's other systems.
+// the median times of RayLink and grpc-go; of the services, those of RayLink and of the row's other
+// systems.
 func summarize(lines []line, where, path string) error {
 	values := make(map[cell]line)
-	var calls, parameters, storages []line // the first line of each row
+	var calls, parameters, storages, replays []line // the first line of each row
 	for i, l := range lines {
 		values[cell{l.Name, l.System}] = l
 		if i > 0 && lines[i-1].Name == l.Name {
@@ -27,6 +27,8 @@ func summarize(lines []line, where, path string) error {
 			parameters = append(parameters, l)
 		case strings.HasPrefix(l.Name, storagePrefix):
 			storages = append(storages, l)
+		case strings.HasPrefix(l.Name, replayPrefix):
+			replays = append(replays, l)
 		default:
 			calls = append(calls, l)
 		}
@@ -38,6 +40,7 @@ func summarize(lines []line, where, path string) error {
 	}
 	summarizeServices(&b, psPrefix, parameters, lines)
 	summarizeServices(&b, storagePrefix, storages, lines)
+	summarizeServices(&b, replayPrefix, replays, lines)
 	return os.WriteFile(path, []byte(b.String()), 0o600)
 }
 

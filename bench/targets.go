@@ -134,6 +134,11 @@ func (r *results) targets(lines []line) []target {
 		f.atLeast(putAsync, raylinkMemory, 0.6), f.atLeast(putSync, pebbleSystem, 0.7),
 		f.bound(memoryMillion, "at most 400 MiB", "%.0f MiB", value, below(400)),
 		f.bound(reopenMillion, "first answer at most 3 s after the kill", "%.2f s", value, below(3)),
+		f.atLeast(writeTiny, copySystem, 0.6), f.atLeast(writeSmall, copySystem, 0.85), f.atLeast(writeFrames, copySystem, 0.85),
+		f.atLeast(writeWarm, copySystem, 0.6), f.atLeast(writeAreas, raylinkNone, 0.8),
+		f.atLeast(sampleSmall, gatherSystem, 0.8), f.atLeast(sampleMedium, gatherSystem, 0.9),
+		f.atMost(borrowMillion, readSystem, "p50", p50, 0.05),
+		f.atLeast(fourProcesses, plainSystem, 0.6),
 	)
 }
 

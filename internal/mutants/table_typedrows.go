@@ -39,8 +39,11 @@ func ofTypedRows() []Mutant {
 			Test: "TestRowsAroundAnAreaAreNotContiguous",
 		},
 		{
-			Name:   "inplace/close-unmaps-rows-that-are-being-written",
-			Edit:   Edit{File: inPlace, Func: "InPlace.append", Original: "written := false", Mutated: "written := false\n\tp.head.ring.held.Add(-1)\n\tdefer p.head.ring.held.Add(1)"},
+			Name: "inplace/close-unmaps-rows-that-are-being-written",
+			Edit: Edit{
+				File: inPlace, Func: "InPlace.append", Original: "written := false",
+				Mutated: "written := false\n\tp.head.ring.held.Add(-1)\n\tdefer p.head.ring.held.Add(1)",
+			},
 			Test:   "TestRingClosedWhileRowsAreWritten",
 			Prints: `unexpected fault address|index out of range|nil pointer`,
 		},
