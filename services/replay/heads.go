@@ -176,7 +176,7 @@ func (h *ReadHead) Sample(ctx context.Context, n int, into *Batch) error {
 		if err := h.bind(r); err != nil {
 			return err
 		}
-		return h.head.Sample(h.rng, n, into)
+		return h.head.Sample(ctx, h.rng, n, into)
 	}, func() error { return h.fetchSample(ctx, n, into) })
 }
 
@@ -187,7 +187,7 @@ func (h *ReadHead) Newest(ctx context.Context, n int, into *Batch) error {
 		if err := h.bind(r); err != nil {
 			return err
 		}
-		return h.head.Newest(n, into)
+		return h.head.Newest(ctx, n, into)
 	}, func() error { return h.fetchNewest(ctx, n, into) })
 }
 

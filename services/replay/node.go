@@ -101,26 +101,26 @@ func (n *node) writeTogether(ctx context.Context, batch *ring.Batch, wait bool) 
 }
 
 // Sample draws random rows.
-func (n *node) Sample(_ context.Context, req *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
+func (n *node) Sample(ctx context.Context, req *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
 	seed, stream := req.GetSeed(), uint64(0)
 	if seed == 0 {
 		seed, stream = rand.Uint64(), rand.Uint64() //nolint:gosec // sampling needs no cryptographic randomness
 	}
 	rng := rand.New(rand.NewPCG(seed, stream)) //nolint:gosec // as above
 	batch, err := n.read(req.GetRows(), func(h *ring.ReadHead, into *ring.Batch) error {
-		return h.Sample(rng, int(req.GetRows()), into)
+		return h.Sample(ctx, rng, int(req.GetRows()), into)
 	})
 	return &replayv1.SampleResponse{Batch: batch}, err
 }
 
 // Newest reads the newest rows.
-func (n *node) Newest(_ context.Context, req *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
+func (n *node) Newest(ctx context.Context, req *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
 	rows := uint32(min(uint64(req.GetRows()), n.ring.Layout().Capacity)) //nolint:gosec // not more than a uint32
 	batch, err := n.read(rows, func(h *ring.ReadHead, into *ring.Batch) error {
 		if req.GetBefore() == 0 {
-			return h.Newest(int(rows), into)
+			return h.Newest(ctx, int(rows), into)
 		}
-		return h.NewestBefore(req.GetBefore(), int(rows), into)
+		return h.NewestBefore(ctx, req.GetBefore(), int(rows), into)
 	})
 	return &replayv1.NewestResponse{Batch: batch}, err
 }

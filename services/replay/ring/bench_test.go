@@ -79,7 +79,7 @@ func BenchmarkSampleFewReadableRows(b *testing.B) {
 			into, err := NewBatch(r.Layout(), 0)
 			require.NoError(b, err)
 			for b.Loop() {
-				if err := h.Sample(seeded(), 16, into); err != nil {
+				if err := h.Sample(b.Context(), seeded(), 16, into); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -79,7 +79,7 @@ func compareNewest(t *rapid.T, r *Ring, h *ReadHead) {
 	want := all[max(0, end-n):end]
 	into, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	err = h.NewestBefore(before, n, into)
+	err = h.NewestBefore(context.Background(), before, n, into)
 	if len(want) == 0 {
 		require.ErrorIs(t, err, ErrEmpty)
 		return
@@ -103,7 +103,7 @@ func TestSamplingFewRowsOfManyBlocksIsUniform(t *testing.T) {
 	r.counter(counterHead).Store(capacity)
 	h, err := r.Reader()
 	require.NoError(t, err)
-	require.NoError(t, h.Sample(seeded(), draws, b))
+	require.NoError(t, h.Sample(t.Context(), seeded(), draws, b))
 	seen := make(map[uint64]float64)
 	for _, s := range b.Sequences() {
 		seen[s]++

@@ -28,6 +28,8 @@ type InPlace struct {
 	columns [][]byte
 	// apart has the rows if they are not contiguous in the mapping.
 	apart *Batch
+	// ahead are positions for the next writes.
+	ahead ahead
 }
 
 // InPlace returns a head that writes in place. It becomes invalid when the ring is closed.
@@ -41,7 +43,10 @@ func (r *Ring) InPlace() (*InPlace, error) {
 
 // InPlace returns a head that writes in place, which uses this one.
 func (w *WriteHead) InPlace() *InPlace {
-	return &InPlace{head: w, most: w.ring.head.layout.MaxTogether(), columns: make([][]byte, len(w.ring.head.geometry.columns))}
+	r := w.ring
+	return &InPlace{
+		head: w, most: r.head.layout.MaxTogether(), columns: make([][]byte, len(r.head.geometry.columns)), ahead: r.newAhead(),
+	}
 }
 
 // MaxTogether returns the maximum number of rows of one write of an [InPlace]: 256, or as many as
@@ -130,9 +135,7 @@ func (p *InPlace) append(n int, write func(columns [][]byte), blocked func(*obst
 			p.head.fill(sequence, p.apart, i)
 		}
 	}
-	for _, sequence := range p.sequences {
-		p.head.publish(sequence)
-	}
+	p.publish()
 	written = true
 	p.head.ring.participantWritten(p.head.ring.self).Add(uint64(n))
 	return nil
@@ -154,32 +157,39 @@ func (p *InPlace) writeBy(w *WriteHead) (*obstacle, error) {
 		return &obstacle{}, r.letGo()
 	}
 	positions := w.allocate(p.rows)
+	p.ahead.resume(&positions, uint64(p.rows)) //nolint:gosec // positive
 	for len(p.sequences) < p.rows {
 		positions.written = p.sequences
-		if !positions.reserve(uint64(p.rows-len(p.sequences))) || !p.lockRun(&positions) { //nolint:gosec // positive
+		missing, together := uint64(p.rows-len(p.sequences)), len(p.sequences) == 0 //nolint:gosec // positive
+		if positions.from == positions.to && !p.ahead.reserve(&positions, missing, together) || !p.lockRun(&positions) {
 			p.abandon(false)
+			p.ahead.drop()
 			found := positions.obstacle // a copy, so that the allocator stays on the stack
 			return &found, r.letGo()
 		}
 	}
+	p.ahead.keep(&positions)
 	return nil, nil //nolint:nilnil // no obstacle, no error
 }
 
-// lockRun locks the rows of the positions that were reserved, as far as possible. It returns false
-// once too many had to be skipped.
+// lockRun locks the rows of the positions that were reserved, as far as possible, until there are
+// enough. It returns false once too many had to be skipped.
 func (p *InPlace) lockRun(a *allocator) bool {
 	w, r := p.head, p.head.ring
-	begin := len(p.sequences)
-	for ; a.from < a.to; a.from++ {
+	begin, slot := len(p.sequences), a.from%r.head.layout.Capacity
+	for ; a.from < a.to && len(p.sequences) < p.rows; a.from, slot = a.from+1, slot+1 {
+		if slot == r.head.layout.Capacity {
+			slot = 0
+		}
 		old, ok := word(0), false
 		if a.own(a.from) == 0 {
-			old, ok = w.lock(a.from)
+			old, ok = w.lockSlot(a.from, slot)
 		}
 		if ok {
 			p.sequences, p.replaced = append(p.sequences, a.from), append(p.replaced, old)
 			continue
 		}
-		a.obstacle.note(r, a.from%r.head.layout.Capacity)
+		a.obstacle.note(r, slot)
 		if !a.skip(1) {
 			return false
 		}
@@ -207,6 +217,19 @@ func (p *InPlace) lockRun(a *allocator) bool {
 	}
 	p.sequences, p.replaced = p.sequences[:kept], p.replaced[:kept]
 	return true
+}
+
+// publish makes the rows readable.
+func (p *InPlace) publish() {
+	r := p.head.ring
+	slot, next := uint64(0), uint64(0)
+	for i, sequence := range p.sequences {
+		if i == 0 || sequence != next || slot == r.head.layout.Capacity {
+			slot = sequence % r.head.layout.Capacity
+		}
+		r.wordAt(r.rows, slot).Store(uint64(writingWord(sequence, r.self).published()))
+		slot, next = slot+1, sequence+1
+	}
 }
 
 // abandon gives up all locked rows. Those that may have been written to become unreadable.

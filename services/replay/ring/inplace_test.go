@@ -74,7 +74,7 @@ func TestRowsAreWrittenInPlaceWhereTheyAreContiguous(t *testing.T) {
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 	require.Equal(t, p.Sequences(), b.Sequences())
 	// An area in the middle of the rows.
@@ -89,7 +89,7 @@ func TestRowsAreWrittenInPlaceWhereTheyAreContiguous(t *testing.T) {
 	require.ErrorAs(t, p.TryAppend(8, fill), &refused)
 	require.Equal(t, 0, refused.Written)
 	require.NoError(t, area.Release())
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 	require.Len(t, b.Sequences(), 10)
 	require.ErrorIs(t, p.TryAppend(11, fill), ErrBatch)
@@ -113,7 +113,7 @@ func TestRowsAroundAnAreaAreNotContiguous(t *testing.T) {
 	require.NoError(t, area.Release())
 	b, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 }
 
@@ -134,17 +134,17 @@ func TestRowsAbandonedInPlace(t *testing.T) {
 		})
 	}
 	panics(4) // in place
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Equal(t, []uint64{4, 5, 6, 7, 8, 9}, b.Sequences())
 	panics(7) // around the end
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Equal(t, []uint64{4, 5, 6, 7, 8, 9}, b.Sequences(), "the rows were not written to")
 	require.Zero(t, torn(b))
 	s, err := r.Stats()
 	require.NoError(t, err)
 	require.Equal(t, []uint64{10, 6}, []uint64{s.Written, s.Readable})
 	require.NoError(t, p.TryAppend(10, fillColumns(rng)))
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 	require.Len(t, b.Sequences(), 10)
 	s, err = r.Stats()
@@ -171,7 +171,7 @@ func TestRefusedWriteInPlaceRestoresRows(t *testing.T) {
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 	require.NoError(t, p.TryAppend(10, fillColumns(seeded())))
 }
@@ -211,7 +211,7 @@ func TestRingClosedWhileRowsAreWritten(t *testing.T) {
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Len(t, b.Sequences(), 3)
 	require.Zero(t, torn(b))
 }
@@ -295,7 +295,7 @@ func TestConcurrentWritersInPlace(t *testing.T) {
 			return
 		}
 		for rng := seeded(); ctx.Err() == nil; runtime.Gosched() {
-			if err := h.Sample(rng, 16, b); err == nil && torn(b) > 0 {
+			if err := h.Sample(t.Context(), rng, 16, b); err == nil && torn(b) > 0 {
 				t.Error("a torn row")
 				return
 			}
@@ -353,7 +353,7 @@ func TestWriterKilledWhileItWritesInPlace(t *testing.T) {
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 	require.Equal(t, []uint64{7, 8, 9, 10, 11}, b.Sequences())
 
@@ -363,7 +363,7 @@ func TestWriterKilledWhileItWritesInPlace(t *testing.T) {
 	p.head.unlock(22, old)
 	require.Equal(t, noParticipant, word(r.wordAt(r.all, 2).Load()).participant(), "its index may be another participant's")
 	require.NoError(t, p.TryAppend(10, fillColumns(seeded())), "the rows are taken over")
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 	require.Equal(t, p.Sequences(), b.Sequences())
 	s, err := r.Stats()
@@ -402,8 +402,19 @@ func TestRowsCountedAfterManyDeaths(t *testing.T) {
 
 // TestKilledWritersInPlaceLeaveNoTornRow kills writers at any moment, and starts others.
 func TestKilledWritersInPlaceLeaveNoTornRow(t *testing.T) {
-	r := newRing(t, testLayout(250))
-	require.NoError(t, inPlaceHead(t, r).TryAppend(250, fillColumns(seeded())))
+	t.Run("of runs", func(t *testing.T) { killWritersInPlace(t, 250, 30) })
+	t.Run("with reserved positions", func(t *testing.T) { killWritersInPlace(t, 5000, 1) })
+}
+
+func killWritersInPlace(t *testing.T, capacity uint64, most int) {
+	r := newRing(t, testLayout(capacity))
+	fill := func() {
+		p := inPlaceHead(t, r)
+		for range capacity / 250 {
+			require.NoError(t, p.TryAppend(250, fillColumns(seeded())), "no row stays locked")
+		}
+	}
+	fill()
 	h, err := r.Reader()
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
@@ -411,26 +422,26 @@ func TestKilledWritersInPlaceLeaveNoTornRow(t *testing.T) {
 	rng := seeded()
 	writers := make([]*process, 3)
 	for i := range writers {
-		writers[i] = start(t, r, task{Name: "write in place", Seed: uint64(i), Rows: 1 << 30, Batch: 30})
+		writers[i] = start(t, r, task{Name: "write in place", Seed: uint64(i), Rows: 1 << 30, Batch: most})
 		require.True(t, writers[i].next().Ready)
 	}
 	for i := range 12 {
 		for range 1 + rng.IntN(40) {
-			require.NoError(t, h.Sample(rng, 20, b))
+			require.NoError(t, h.Sample(t.Context(), rng, 20, b))
 			require.Zero(t, torn(b), "torn rows")
-			require.NoError(t, h.Newest(30, b))
+			require.NoError(t, h.Newest(t.Context(), 30, b))
 			require.Zero(t, torn(b), "torn rows")
 		}
 		writers[i%3].kill()
-		writers[i%3] = start(t, r, task{Name: "write in place", Seed: uint64(i + 3), Rows: 1 << 30, Batch: 30})
+		writers[i%3] = start(t, r, task{Name: "write in place", Seed: uint64(i + 3), Rows: 1 << 30, Batch: most})
 		require.True(t, writers[i%3].next().Ready)
 	}
 	for _, w := range writers {
 		w.kill()
 	}
-	require.NoError(t, inPlaceHead(t, r).TryAppend(250, fillColumns(seeded())), "no row stays locked")
-	require.Equal(t, uint64(250), readable(t, r))
-	require.NoError(t, h.Newest(250, b))
-	require.Len(t, b.Sequences(), 250)
+	fill()
+	require.Equal(t, capacity, readable(t, r))
+	require.NoError(t, h.Newest(t.Context(), int(capacity), b))
+	require.Len(t, b.Sequences(), int(capacity))
 	require.Zero(t, torn(b))
 }

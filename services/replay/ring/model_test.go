@@ -169,7 +169,7 @@ func run(t *rapid.T, rings []*Ring) {
 			}
 		},
 		"sample": func(t *rapid.T) {
-			err := readers[which.Draw(t, "reader")].Sample(seeded(), 5, batch)
+			err := readers[which.Draw(t, "reader")].Sample(context.Background(), seeded(), 5, batch)
 			if len(m.rows) == 0 {
 				require.ErrorIs(t, err, ErrEmpty)
 				return
@@ -182,7 +182,7 @@ func run(t *rapid.T, rings []*Ring) {
 		},
 		"newest": func(t *rapid.T) {
 			n := rapid.IntRange(1, int(m.capacity)+2).Draw(t, "n")
-			err := readers[which.Draw(t, "reader")].Newest(n, batch)
+			err := readers[which.Draw(t, "reader")].Newest(context.Background(), n, batch)
 			want := m.newest(n)
 			if len(want) == 0 {
 				require.ErrorIs(t, err, ErrEmpty)

@@ -51,9 +51,9 @@ func TestReaderSurvivesWriterKilledMidRow(t *testing.T) {
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Sample(seeded(), 500, b))
+	require.NoError(t, h.Sample(t.Context(), seeded(), 500, b))
 	require.Zero(t, torn(b))
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Zero(t, torn(b))
 	require.Equal(t, []uint64{6, 7, 8, 9, 10, 11, 12, 13, 14}, b.Sequences())
 
@@ -62,7 +62,7 @@ func TestReaderSurvivesWriterKilledMidRow(t *testing.T) {
 	s, err := r.Stats()
 	require.NoError(t, err)
 	require.Equal(t, uint64(1), s.TakenOver)
-	require.NoError(t, h.Newest(10, b))
+	require.NoError(t, h.Newest(t.Context(), 10, b))
 	require.Equal(t, []uint64{16, 17, 18, 19, 20, 21, 22, 23, 24, 25}, b.Sequences())
 	require.Zero(t, torn(b))
 }
@@ -101,10 +101,10 @@ func TestWritersSkipWriterStoppedMidRow(t *testing.T) {
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Sample(seeded(), 200, b))
+	require.NoError(t, h.Sample(t.Context(), seeded(), 200, b))
 	require.Zero(t, torn(b))
 	require.Contains(t, b.Sequences(), uint64(0), "its row is complete, if old")
-	require.NoError(t, h.Newest(9, b))
+	require.NoError(t, h.Newest(t.Context(), 9, b))
 	require.NotContains(t, b.Sequences(), uint64(0), "an old row is not among the newest")
 }
 

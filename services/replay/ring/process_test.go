@@ -167,11 +167,11 @@ func writeRows(r *Ring, p task) (result, error) {
 
 func sampleRows(r *Ring, p task) (result, error) {
 	rng := rand.New(rand.NewPCG(p.Seed, 0))
-	return readRows(r, p, func(h *ReadHead, b *Batch) error { return h.Sample(rng, p.Batch, b) })
+	return readRows(r, p, func(h *ReadHead, b *Batch) error { return h.Sample(context.Background(), rng, p.Batch, b) })
 }
 
 func newestRows(r *Ring, p task) (result, error) {
-	return readRows(r, p, func(h *ReadHead, b *Batch) error { return h.Newest(p.Batch, b) })
+	return readRows(r, p, func(h *ReadHead, b *Batch) error { return h.Newest(context.Background(), p.Batch, b) })
 }
 
 func readRows(r *Ring, p task, read func(*ReadHead, *Batch) error) (result, error) {

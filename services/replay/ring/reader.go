@@ -27,8 +27,9 @@ func (r *Ring) Reader() (*ReadHead, error) {
 const sampleTries = 64
 
 // Sample fills a batch with n rows. Each is drawn independently and uniformly from all readable
-// rows. It returns [ErrEmpty] if there are none.
-func (h *ReadHead) Sample(rng *rand.Rand, n int, into *Batch) error {
+// rows. It returns [ErrEmpty] if there are none, and the context's error if it ends first: then the
+// batch has the rows drawn before.
+func (h *ReadHead) Sample(ctx context.Context, rng *rand.Rand, n int, into *Batch) error {
 	r := h.ring
 	if err := h.prepare(n, into); err != nil {
 		return err
@@ -39,6 +40,9 @@ func (h *ReadHead) Sample(rng *rand.Rand, n int, into *Batch) error {
 	for i := range n {
 		ahead := i % drawnAhead
 		if ahead == 0 {
+			if ctx.Err() != nil {
+				return h.sampled(ctx, into, i)
+			}
 			h.draw(rng, drawn[:min(drawnAhead, n-i)])
 		}
 		if c == nil && (h.copyDrawn(drawn[ahead], into, i) || h.sampleAny(rng, into, i)) {
@@ -47,11 +51,19 @@ func (h *ReadHead) Sample(rng *rand.Rand, n int, into *Batch) error {
 		if c == nil {
 			c = r.census()
 		}
-		if !h.sampleFew(rng, c, into, i) {
-			return h.truncate(into, i)
+		if ctx.Err() != nil || !h.sampleFew(ctx, rng, c, into, i) {
+			return h.sampled(ctx, into, i)
 		}
 	}
 	return nil
+}
+
+// sampled cuts a batch to the rows that were drawn, and returns why there are no more.
+func (h *ReadHead) sampled(ctx context.Context, into *Batch, rows int) error {
+	if err := ctx.Err(); err != nil {
+		return h.truncate(into, rows, fmt.Errorf("sample rows of the ring: after %d: %w", rows, err))
+	}
+	return h.truncate(into, rows, ErrEmpty)
 }
 
 // drawnAhead is how many rows Sample draws before it copies the first of them, so that the
@@ -92,8 +104,8 @@ func (h *ReadHead) sampleAny(rng *rand.Rand, into *Batch, i int) bool {
 }
 
 // sampleFew copies a random row of a ring of which few rows are readable. As a last resort it lists
-// them.
-func (h *ReadHead) sampleFew(rng *rand.Rand, c census, into *Batch, i int) bool {
+// them. It returns false if there are none, or if the context has ended.
+func (h *ReadHead) sampleFew(ctx context.Context, rng *rand.Rand, c census, into *Batch, i int) bool {
 	if c.total() == 0 {
 		return false
 	}
@@ -103,6 +115,9 @@ func (h *ReadHead) sampleFew(rng *rand.Rand, c census, into *Batch, i int) bool 
 		}
 	}
 	for range sampleTries {
+		if ctx.Err() != nil {
+			return false
+		}
 		slots := h.ring.readableSlots()
 		if len(slots) == 0 {
 			return false
@@ -128,12 +143,14 @@ func (r *Ring) readableSlots() []uint64 {
 const newestTries = 4
 
 // Newest fills a batch with the newest n rows, oldest first, or with fewer if fewer are readable.
-// It returns [ErrEmpty] if there are none. Rows that are overwritten while they are being read are
-// replaced by newer ones.
-func (h *ReadHead) Newest(n int, into *Batch) error { return h.NewestBefore(maxSequence, n, into) }
+// It returns [ErrEmpty] if there are none, and the context's error if it ends first. Rows that are
+// overwritten while they are being read are replaced by newer ones.
+func (h *ReadHead) Newest(ctx context.Context, n int, into *Batch) error {
+	return h.NewestBefore(ctx, maxSequence, n, into)
+}
 
 // NewestBefore is Newest for the rows with sequence numbers below a limit.
-func (h *ReadHead) NewestBefore(before uint64, n int, into *Batch) error {
+func (h *ReadHead) NewestBefore(ctx context.Context, before uint64, n int, into *Batch) error {
 	r := h.ring
 	if n > 0 {
 		n = int(min(uint64(n), r.head.layout.Capacity)) //nolint:gosec // not more than n
@@ -145,13 +162,13 @@ func (h *ReadHead) NewestBefore(before uint64, n int, into *Batch) error {
 	rows := 0
 	var done uint64
 	for range newestTries {
-		ranges, found, err := r.newest(context.Background(), uint64(n-rows), before)
-		if err != nil {
-			return err
-		}
+		ranges, found, err := r.newest(ctx, uint64(n-rows), before)
 		copied := uint64(0)
 		for _, piece := range slices.Backward(ranges) {
-			for p := max(piece.from, done); p < piece.to; p++ {
+			for p := max(piece.from, done); p < piece.to && err == nil; p++ {
+				if p%drawnAhead == 0 {
+					err = ctx.Err()
+				}
 				slot := p % r.head.layout.Capacity
 				if word(r.wordAt(r.all, slot).Load()).holds(p) && h.copyRow(slot, into, rows) {
 					rows++
@@ -160,12 +177,15 @@ func (h *ReadHead) NewestBefore(before uint64, n int, into *Batch) error {
 			}
 			done = max(done, piece.to)
 		}
+		if err != nil {
+			return h.truncate(into, rows, fmt.Errorf("read the newest %d rows of the ring: %w", n, err))
+		}
 		if rows == n || copied == found {
 			break
 		}
 	}
 	if rows == 0 && n > 0 {
-		return h.truncate(into, 0)
+		return h.truncate(into, 0, ErrEmpty)
 	}
 	sequences := into.sequences
 	if err := into.Resize(rows); err != nil {
@@ -198,14 +218,14 @@ func (h *ReadHead) check(n int, into *Batch) error {
 	return into.Resize(n)
 }
 
-// truncate cuts a batch to the rows that were read, and returns [ErrEmpty].
-func (h *ReadHead) truncate(into *Batch, rows int) error {
+// truncate cuts a batch to the rows that were read, and returns the reason.
+func (h *ReadHead) truncate(into *Batch, rows int, reason error) error {
 	sequences := into.sequences[:rows]
 	if err := into.Resize(rows); err != nil {
 		return err
 	}
 	into.sequences = sequences
-	return ErrEmpty
+	return reason
 }
 
 // copyRow copies a row into a batch. It returns false if the row was incomplete, or was overwritten

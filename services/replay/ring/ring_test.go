@@ -68,8 +68,8 @@ func TestClosedAndEndedRingsReturnTheirErrors(t *testing.T) {
 	expect := func(want error) {
 		_, err := w.TryAppend(b)
 		require.ErrorIs(t, err, want)
-		require.ErrorIs(t, h.Sample(seeded(), 1, b), want)
-		require.ErrorIs(t, h.Newest(1, b), want)
+		require.ErrorIs(t, h.Sample(t.Context(), seeded(), 1, b), want)
+		require.ErrorIs(t, h.Newest(t.Context(), 1, b), want)
 		_, err = h.Hold(t.Context(), 1)
 		require.ErrorIs(t, err, want)
 	}
@@ -121,11 +121,11 @@ func TestBatchesThatDoNotFitAreRejected(t *testing.T) {
 	require.ErrorIs(t, err, ErrBatch)
 	h, err := r.Reader()
 	require.NoError(t, err)
-	require.ErrorIs(t, h.Newest(1, other), ErrBatch)
-	require.ErrorIs(t, h.Sample(seeded(), -1, long), ErrBatch)
-	require.ErrorIs(t, h.Sample(seeded(), math.MaxInt, long), ErrBatch)
-	require.ErrorIs(t, h.Newest(1, long), ErrEmpty)
-	require.ErrorIs(t, h.Sample(seeded(), 1, long), ErrEmpty)
+	require.ErrorIs(t, h.Newest(t.Context(), 1, other), ErrBatch)
+	require.ErrorIs(t, h.Sample(t.Context(), seeded(), -1, long), ErrBatch)
+	require.ErrorIs(t, h.Sample(t.Context(), seeded(), math.MaxInt, long), ErrBatch)
+	require.ErrorIs(t, h.Newest(t.Context(), 1, long), ErrEmpty)
+	require.ErrorIs(t, h.Sample(t.Context(), seeded(), 1, long), ErrEmpty)
 }
 
 func TestValuesShareMemoryAndCheckTypes(t *testing.T) {
@@ -169,7 +169,7 @@ func TestSamplingIsUniform(t *testing.T) {
 		}
 		b, err := NewBatch(r.Layout(), 0)
 		require.NoError(t, err)
-		require.NoError(t, h.Sample(seeded(), draws, b))
+		require.NoError(t, h.Sample(t.Context(), seeded(), draws, b))
 		seen := make(map[uint64]int)
 		for _, s := range b.Sequences() {
 			seen[s]++

@@ -115,6 +115,47 @@ func TestHoldEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// endsAfter is a context that ends when it has been asked for its error so many times.
+type endsAfter struct {
+	context.Context //nolint:containedctx // it is a context
+
+	asked *int
+}
+
+func (c endsAfter) Err() error {
+	if *c.asked--; *c.asked < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+func TestReadsEndWithTheirContext(t *testing.T) {
+	for name, ring := range map[string]func(r *Ring){
+		"full":          func(r *Ring) { write(t, r, 10_000) },
+		"few rows left": func(r *Ring) { loseRows(t, r, 10) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRing(t, oneColumn(10_000))
+			ring(r)
+			h, err := r.Reader()
+			require.NoError(t, err)
+			into, err := NewBatch(r.Layout(), 0)
+			require.NoError(t, err)
+			for asked := range 3 {
+				left := asked
+				ctx := endsAfter{t.Context(), &left}
+				require.ErrorIs(t, h.Sample(ctx, seeded(), 1000, into), context.Canceled)
+				require.Less(t, into.Rows(), 100)
+				require.Len(t, into.Sequences(), into.Rows())
+				left = asked
+				require.ErrorIs(t, h.Newest(ctx, 5000, into), context.Canceled)
+				require.Less(t, into.Rows(), 100)
+				require.Len(t, into.Sequences(), into.Rows())
+			}
+		})
+	}
+}
+
 func TestSamplingFewReadableRowsListsNoOthers(t *testing.T) {
 	r := newRing(t, oneColumn(2_000_000))
 	loseRows(t, r, 10)
@@ -124,7 +165,7 @@ func TestSamplingFewReadableRowsListsNoOthers(t *testing.T) {
 	require.NoError(t, err)
 	begin := time.Now()
 	for range 100 {
-		require.NoError(t, h.Sample(seeded(), 16, into))
+		require.NoError(t, h.Sample(t.Context(), seeded(), 16, into))
 		require.Len(t, into.Sequences(), 16)
 		s, err := r.Stats()
 		require.NoError(t, err)
@@ -154,14 +195,14 @@ func TestBatchDoesNotOverwriteItsOwnRows(t *testing.T) {
 	require.NoError(t, err)
 	into, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	require.NoError(t, h.Newest(4, into))
+	require.NoError(t, h.Newest(t.Context(), 4, into))
 	require.Equal(t, b.Sequences(), into.Sequences(), "rows that were reported as written")
 
 	done := appended(t.Context(), w, b)
 	slow.publish(sequence)
 	require.NoError(t, waitFor(t, done))
 	require.Len(t, b.Sequences(), 4)
-	require.NoError(t, h.Newest(4, into))
+	require.NoError(t, h.Newest(t.Context(), 4, into))
 	require.Equal(t, b.Sequences(), into.Sequences())
 	require.NoError(t, other.Close())
 }

@@ -39,9 +39,16 @@ import (
 // neighbouring accesses (the claim's store-release and the final load-acquire) are ordered against
 // it. A read-modify-write of the row's own word would make readers write to shared cache lines,
 // which a read-only mapping does not allow. The memory model is that of Arm's architecture manual
-// (B2.3, "barrier-ordered-before"). On amd64 program order suffices, so there the word is left out:
-// the processor reorders neither loads with loads nor stores with stores, and the compiler moves no
-// memory access across an atomic one.
+// (B2.3, "barrier-ordered-before").
+//
+// On amd64 the word is left out. What it orders are loads with later loads (the reader's copy and
+// its second load) and stores with later stores (the claim and the writer's copy, the copy and the
+// even word). The processor keeps both orders, also for string instructions, which copies may
+// consist of; streaming stores are complete before the exchange that stores the even word. The
+// compiler moves no memory access across an atomic one. The one order that amd64 does not keep by
+// itself is that of a store and a later load. Rows and areas need it twice: between the claim and
+// the load of the epoch, and between the activation of an area and the load of its rows' words
+// (area.go). In both the store is a locked instruction, a full barrier.
 type word uint64
 
 const (

@@ -264,8 +264,12 @@ func (w *WriteHead) claim(sequence, epoch uint64) bool {
 // returns false, and changes nothing, if the row is being written or was overwritten. Before the
 // row is written to, there must be a barrier, and then a check that no area holds it.
 func (w *WriteHead) lock(sequence uint64) (old word, ok bool) {
+	return w.lockSlot(sequence, sequence%w.ring.head.layout.Capacity)
+}
+
+// lockSlot is lock for a position whose slot is known.
+func (w *WriteHead) lockSlot(sequence, slot uint64) (old word, ok bool) {
 	r := w.ring
-	slot := sequence % r.head.layout.Capacity
 	at := r.wordAt(r.rows, slot)
 	old = word(at.Load())
 	if old.sequencePlusOne() > sequence {
