@@ -91,3 +91,29 @@ func ofTypedRows() []Mutant {
 		},
 	}
 }
+
+// ofReservedRows returns the mutants of positions reserved for later writes, and of writes that
+// rely on an earlier check of the node.
+func ofReservedRows() []Mutant {
+	const ahead = "services/replay/ring/ahead.go"
+	return []Mutant{
+		{
+			Name: "inplace/reserved-positions-get-old",
+			Edit: Edit{File: ahead, Func: "ahead.resume", Original: "<= k.lag", Mutated: "<= 1<<40"},
+			Test: "TestReservedPositionsDoNotGetOld", Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "inplace/nothing-is-reserved-for-later-writes",
+			Edit: Edit{File: ahead, Func: "ahead.keep", Original: "k.size < k.most", Mutated: "k.size < k.most && false"},
+			Test: "TestRowsOfOneWriterLieTogether",
+		},
+		{
+			Name: "typed/slow-writers-trust-old-checks",
+			Edit: Edit{
+				File: "services/replay/client.go", Func: "trust.renew",
+				Original: "now-t.checked < int64(recheckInterval)", Mutated: "true",
+			},
+			Test: "TestFewWritesAreAcknowledgedAfterTheNodesDeath",
+		},
+	}
+}

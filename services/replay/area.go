@@ -21,14 +21,32 @@ type Area struct {
 type Span struct {
 	Rows
 
-	sequences []uint64
+	numbers numbers
 }
 
 // Len returns the number of rows.
-func (s Span) Len() int { return len(s.sequences) }
+func (s Span) Len() int { return s.numbers.rows }
 
-// Sequences returns the rows' sequence numbers.
-func (s Span) Sequences() []uint64 { return s.sequences }
+// Sequences returns the rows' sequence numbers. Those of an area in place are made by each call.
+func (s Span) Sequences() []uint64 { return s.numbers.all() }
+
+// numbers are the sequence numbers of rows: those listed, or if none are, successive ones.
+type numbers struct {
+	rows   int
+	first  uint64
+	listed []uint64
+}
+
+func (n numbers) all() []uint64 {
+	if n.listed != nil {
+		return n.listed
+	}
+	all := make([]uint64, n.rows)
+	for i := range all {
+		all[i] = n.first + uint64(i)
+	}
+	return all
+}
 
 // Spans returns the area's rows, oldest first. They must not be written to, nor used after Release.
 func (a *Area) Spans() []Span { return a.spans }
@@ -73,7 +91,8 @@ func (h *ReadHead) Hold(ctx context.Context, n int) (*Area, error) {
 		if err := h.fetchNewest(ctx, n, batch); err != nil {
 			return err
 		}
-		area = &Area{spans: []Span{{Rows: batch, sequences: batch.Sequences()}}, release: func() error { return nil }}
+		listed := numbers{rows: batch.Rows(), listed: batch.Sequences()}
+		area = &Area{spans: []Span{{Rows: batch, numbers: listed}}, release: func() error { return nil }}
 		return nil
 	})
 	return area, err
@@ -82,11 +101,7 @@ func (h *ReadHead) Hold(ctx context.Context, n int) (*Area, error) {
 func inPlace(held *ring.Area) *Area {
 	area := &Area{release: held.Release}
 	for _, s := range held.Spans() {
-		sequences := make([]uint64, s.Rows())
-		for i := range sequences {
-			sequences[i] = s.First() + uint64(i)
-		}
-		area.spans = append(area.spans, Span{Rows: s, sequences: sequences})
+		area.spans = append(area.spans, Span{Rows: s, numbers: numbers{rows: s.Rows(), first: s.First()}})
 	}
 	return area
 }

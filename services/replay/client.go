@@ -236,8 +236,7 @@ func (c *Client) with(ctx context.Context, local func(*ring.Ring) error, remote 
 		return err
 	}
 	if r != nil {
-		err = local(r)
-		if !errors.Is(err, ring.ErrEnded) && !errors.Is(err, ring.ErrClosed) && !errors.Is(err, ring.ErrOrphaned) {
+		if err = local(r); !gone(err) {
 			return err
 		}
 		if r, err = c.relocate(ctx, r); err != nil {
@@ -248,4 +247,47 @@ func (c *Client) with(ctx context.Context, local func(*ring.Ring) error, remote 
 		}
 	}
 	return ringError(remote())
+}
+
+// gone reports whether an error means that a ring can't be used any more.
+func gone(err error) bool {
+	return err != nil && (errors.Is(err, ring.ErrEnded) || errors.Is(err, ring.ErrClosed) || errors.Is(err, ring.ErrOrphaned))
+}
+
+const (
+	// trustedWrites is how many writes of a writer rely on the check that one before them made, if
+	// as many before took less than recheckInterval. Reading the clock costs half as much as the
+	// rest of a write of a small row.
+	trustedWrites = 15
+	// maxTrusted is the maximum size of such a write in bytes, beyond one row.
+	maxTrusted = 16 << 10
+)
+
+// trust is what a writer knows about the node: that it was alive a few writes ago. It is not safe
+// for concurrent use.
+type trust struct {
+	mapping *mapping
+	// left is how many more writes may rely on it. checked is when it was last renewed, on the
+	// clock of sinceStart.
+	left    int
+	checked int64
+}
+
+// take reports whether a write may rely on an earlier check.
+func (t *trust) take(c *Client) bool {
+	if t.left == 0 || c.mapping.Load() != t.mapping {
+		return false
+	}
+	t.left--
+	return true
+}
+
+// renew is called after the node of a ring was found alive.
+func (t *trust) renew(c *Client, r *ring.Ring) {
+	now := sinceStart()
+	t.mapping, t.left = c.mapping.Load(), 0
+	if t.mapping != nil && t.mapping.ring == r && t.checked != 0 && now-t.checked < int64(recheckInterval) {
+		t.left = trustedWrites
+	}
+	t.checked = now
 }

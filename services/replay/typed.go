@@ -153,7 +153,7 @@ func (r *TypedReader[C]) Hold(ctx context.Context, n int) (*TypedArea[C], error)
 		if err := r.typed.row.View(&area.spans[i].Columns, s.Len(), columns); err != nil {
 			return nil, errors.Join(err, held.Release())
 		}
-		area.spans[i].sequences = s.Sequences()
+		area.spans[i].numbers = s.numbers
 	}
 	return area, nil
 }
@@ -170,14 +170,14 @@ type TypedSpan[C any] struct {
 	// the process.
 	Columns C
 
-	sequences []uint64
+	numbers numbers
 }
 
 // Len returns the number of rows.
-func (s *TypedSpan[C]) Len() int { return len(s.sequences) }
+func (s *TypedSpan[C]) Len() int { return s.numbers.rows }
 
-// Sequences returns the rows' sequence numbers.
-func (s *TypedSpan[C]) Sequences() []uint64 { return s.sequences }
+// Sequences returns the rows' sequence numbers. Those of an area in place are made by each call.
+func (s *TypedSpan[C]) Sequences() []uint64 { return s.numbers.all() }
 
 // Spans returns the area's rows, oldest first. They must not be written to, nor used after Release.
 func (a *TypedArea[C]) Spans() []TypedSpan[C] { return a.spans }
@@ -201,13 +201,18 @@ type TypedWriter[C any] struct {
 	// ring is what inPlace writes to; both are nil before the first write.
 	ring    *ring.Ring
 	inPlace *ring.InPlace
-	// together is the maximum number of rows written in place.
-	together int
+	// together is the maximum number of rows written in place; trusting that of those that rely on
+	// trust.
+	together, trusting int
 	// fill calls write, which is nil between writes, with n rows.
 	fill  func(columns [][]byte)
 	write func(rows *C)
 	n     int
 	rows  C
+	// initialize is set if a column has an initial value.
+	initialize bool
+	// trust lets small writes rely on an earlier check of the node.
+	trust trust
 	// batch is kept for the next write unless it is large.
 	batch     *TypedBatch[C]
 	sequences []uint64
@@ -219,6 +224,10 @@ func (t *Typed[C]) Writer() (*TypedWriter[C], error) {
 		return nil, err
 	}
 	w := &TypedWriter[C]{typed: t, head: t.client.Writer(), together: t.client.layout.MaxTogether()}
+	w.trusting = int(max(1, maxTrusted/rowSize(t.client.layout))) //nolint:gosec // at most maxTrusted
+	for _, c := range t.row.Columns() {
+		w.initialize = w.initialize || len(c.GetInitial()) > 0
+	}
 	w.fill = w.fillColumns
 	return w, nil
 }
@@ -276,18 +285,17 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 	if n > w.together {
 		return w.appendLarge(ctx, wait)
 	}
+	if n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil {
+		if err := w.appendInPlace(ctx, n, wait); !gone(err) {
+			return err
+		}
+	}
 	return w.typed.client.with(ctx, func(r *ring.Ring) error {
 		if err := w.bind(r); err != nil {
 			return err
 		}
-		var err error
-		if wait {
-			err = w.inPlace.Append(ctx, n, w.fill)
-		} else {
-			err = w.inPlace.TryAppend(n, w.fill)
-		}
-		w.sequences = w.inPlace.Sequences()
-		return err
+		w.trust.renew(w.typed.client, r)
+		return w.appendInPlace(ctx, n, wait)
 	}, func() error {
 		if n == 0 {
 			return nil
@@ -299,6 +307,18 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 		w.sequences = w.batch.Sequences()
 		return err
 	})
+}
+
+// appendInPlace writes to the ring that the writer is bound to.
+func (w *TypedWriter[C]) appendInPlace(ctx context.Context, n int, wait bool) error {
+	var err error
+	if wait {
+		err = w.inPlace.Append(ctx, n, w.fill)
+	} else {
+		err = w.inPlace.TryAppend(n, w.fill)
+	}
+	w.sequences = w.inPlace.Sequences()
+	return err
 }
 
 // appendLarge writes more rows than are written together.
@@ -334,7 +354,9 @@ func (w *TypedWriter[C]) bind(r *ring.Ring) error {
 
 // fillColumns lets write fill columns of a ring.
 func (w *TypedWriter[C]) fillColumns(columns [][]byte) {
-	w.typed.row.Initialize(columns)
+	if w.initialize {
+		w.typed.row.Initialize(columns)
+	}
 	if err := w.typed.row.View(&w.rows, w.n, columns); err != nil {
 		panic(err) // As has made sure of the columns
 	}

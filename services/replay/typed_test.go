@@ -279,6 +279,55 @@ func TestTypedWriterFollowsRestartedReplay(t *testing.T) {
 	require.Equal(t, []int64{2}, heldPoints(t, p, 4))
 }
 
+func TestFewWritesAreAcknowledgedAfterTheNodesDeath(t *testing.T) {
+	for name, slow := range map[string]bool{"in quick succession": false, "seldom": true} {
+		t.Run(name, func(t *testing.T) {
+			first := testNode(t, testConfig(1000))
+			m := &restartable{first}
+			c := open(t, m)
+			p, err := As(c, pointRow())
+			require.NoError(t, err)
+			w := pointWriter(t, p)
+			for range 200 {
+				require.NoError(t, w.Append(t.Context(), 1, points(1)))
+				if slow {
+					w.trust.checked -= int64(recheckInterval)
+				}
+			}
+			require.NoError(t, first.ring.Close()) // as if killed
+			m.ReplayNode = unavailable{}
+			written := 0
+			for ; ; written++ {
+				c.mapping.Load().seen.Add(-int64(recheckInterval))
+				if err = w.Append(t.Context(), 1, points(1)); err != nil {
+					break
+				}
+				require.Less(t, written, trustedWrites)
+			}
+			require.ErrorContains(t, err, "no longer served")
+			if slow {
+				require.Zero(t, written)
+			}
+		})
+	}
+}
+
+func TestTypedWriterFollowsReplayKilledAmongWrites(t *testing.T) {
+	first, second := testNode(t, testConfig(1000)), testNode(t, testConfig(1000))
+	m := &restartable{first}
+	c := open(t, m)
+	p, err := As(c, pointRow())
+	require.NoError(t, err)
+	w := pointWriter(t, p)
+	for range 100 {
+		require.NoError(t, w.Append(t.Context(), 1, points(1)))
+	}
+	m.ReplayNode = second
+	require.NoError(t, first.close())
+	require.NoError(t, w.Append(t.Context(), 1, points(2)))
+	require.Equal(t, []int64{2}, heldPoints(t, p, 4))
+}
+
 func TestOpenRefusesOtherColumns(t *testing.T) {
 	change := func(f func(c []*tensorv1.Column) []*tensorv1.Column) []*tensorv1.Column {
 		return f(pointRow().Columns())
