@@ -6,13 +6,12 @@ import (
 	"fmt"
 
 	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
+	"github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1/cartpolev1raylink"
 	"github.com/raylink/raylink/examples/cartpole/internal/dqn"
-	"github.com/raylink/raylink/examples/cartpole/internal/pole"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
-	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/ps"
 	"github.com/raylink/raylink/services/replay"
@@ -42,7 +41,7 @@ type clients struct {
 	storage *storage.Client
 	ps      *ps.Client
 	// replay is nil in nodes that do not use the replay.
-	replay *replay.Client
+	replay *replay.Typed[cartpolev1raylink.TransitionColumns]
 }
 
 // openClients finds the services of the system, reads the configuration, and opens the run's replay
@@ -67,7 +66,7 @@ func openClients(ctx context.Context, self *runtime.Node, buffer *nodev1.NodeRef
 	if err != nil {
 		return nil, err
 	}
-	if l.replay, err = replay.OpenClient(ctx, handle); err != nil {
+	if l.replay, err = replay.Open(ctx, handle, cartpolev1raylink.TransitionRow); err != nil {
 		return nil, err
 	}
 	self.OnStop(func(context.Context) error { return l.replay.Close() })
@@ -111,33 +110,9 @@ func (l *clients) pull(ctx context.Context, tag string) (_ *dqn.Policy, version 
 	return policy, parameters.Version().GetId(), nil
 }
 
-// Columns of the replay; a row is a transition.
-const (
-	columnObservation = "observation"
-	columnAction      = "action"
-	columnReturn      = "return"
-	columnNext        = "next"
-	columnDiscount    = "discount"
-)
-
-func columns() []*tensorv1.Column {
-	return []*tensorv1.Column{
-		replay.Column[float32](columnObservation, pole.Features),
-		replay.Column[int32](columnAction),
-		replay.Column[float32](columnReturn),
-		replay.Column[float32](columnNext, pole.Features),
-		replay.Column[float32](columnDiscount),
+// transitions are the rows of the replay as the learner's batch, which shares their memory.
+func transitions(rows *cartpolev1raylink.TransitionColumns) *dqn.Batch {
+	return &dqn.Batch{
+		Observations: rows.Observation, Actions: rows.Action, Returns: rows.Return, Next: rows.Next, Discounts: rows.Discount,
 	}
-}
-
-// view returns a replay's batch as a learner's batch, which shares its memory.
-func view(b *replay.Batch) (*dqn.Batch, error) {
-	var v dqn.Batch
-	var errs [5]error
-	v.Observations, errs[0] = replay.Values[float32](b, columnObservation)
-	v.Actions, errs[1] = replay.Values[int32](b, columnAction)
-	v.Returns, errs[2] = replay.Values[float32](b, columnReturn)
-	v.Next, errs[3] = replay.Values[float32](b, columnNext)
-	v.Discounts, errs[4] = replay.Values[float32](b, columnDiscount)
-	return &v, errors.Join(errs[:]...)
 }

@@ -17,8 +17,8 @@ import (
 type learner struct {
 	clients *clients
 	learner *dqn.Learner
-	sampler *replay.ReadHead
-	batch   *replay.Batch
+	sampler *replay.TypedReader[cartpolev1raylink.TransitionColumns]
+	batch   *replay.TypedBatch[cartpolev1raylink.TransitionColumns]
 	stats   *cartpolev1.LearnerStats
 }
 
@@ -84,14 +84,10 @@ func (n *learner) Learn(ctx context.Context, _ *cartpolev1.LearnRequest) (*cartp
 
 // step learns from one batch, and pushes at regular intervals.
 func (n *learner) step(ctx context.Context) error {
-	if err := n.sampler.Sample(ctx, n.batch.Rows(), n.batch); err != nil {
+	if err := n.sampler.Sample(ctx, n.batch.Len(), n.batch); err != nil {
 		return err
 	}
-	batch, err := view(n.batch)
-	if err != nil {
-		return err
-	}
-	loss, err := n.learner.Learn(batch)
+	loss, err := n.learner.Learn(transitions(&n.batch.Columns))
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func newManager(ctx context.Context, self *runtime.Node, config *cartpolev1.Mana
 // Train creates the replay and the runner, and lets a new player confirm the result.
 func (m *manager) Train(ctx context.Context, _ *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
 	buffer, err := replayv1raylink.CreateReplay(ctx, m.self, &replayv1.ReplayConfig{
-		Columns: columns(), Capacity: m.config.GetExperience().GetCapacity(),
+		Columns: cartpolev1raylink.TransitionRow.Columns(), Capacity: m.config.GetExperience().GetCapacity(),
 	})
 	if err != nil {
 		return nil, err

@@ -19,8 +19,7 @@ import (
 type worker struct {
 	clients *clients
 	index   int
-	rows    *replay.WriteHead
-	batch   *replay.Batch
+	rows    *replay.TypedWriter[cartpolev1raylink.TransitionColumns]
 
 	env       *pole.Environment
 	seen      pole.Observation
@@ -41,14 +40,14 @@ func newWorker(ctx context.Context, self *runtime.Node, config *cartpolev1.Worke
 	}
 	run, experience, index := l.config.GetSeed(), l.config.GetExperience(), int(config.GetIndex())
 	w := &worker{
-		clients: l, index: index, rows: l.replay.Writer(),
+		clients: l, index: index,
 		env: pole.New(seed.Stream(run, "environment", index)),
 		explorer: dqn.NewExplorer(dqn.NewExploration(index, int(l.config.GetWorkers()), int(experience.GetExplore())), //nolint:gosec // small numbers
 			seed.Stream(run, "explorer", index)),
 		assembler: dqn.NewAssembler(int(experience.GetLookout()), experience.GetDiscount()),
 	}
 	w.seen = w.env.Reset()
-	if w.batch, err = l.replay.NewBatch(0); err != nil {
+	if w.rows, err = l.replay.Writer(); err != nil {
 		return nil, err
 	}
 	w.policy, w.version, err = l.pull(ctx, tagPolicy)
@@ -134,25 +133,18 @@ func (w *worker) stint(total uint64) ([]dqn.Transition, error) {
 	return rows, nil
 }
 
-// write appends transitions to the replay as one batch.
+// write appends transitions to the replay: all of them become readable together.
 func (w *worker) write(ctx context.Context, rows []dqn.Transition) error {
-	if len(rows) == 0 || w.clients.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
+	if w.clients.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
 		return nil
 	}
-	if err := w.batch.Resize(len(rows)); err != nil {
-		return err
-	}
-	to, err := view(w.batch)
-	if err != nil {
-		return err
-	}
-	for i, t := range rows {
-		copy(to.Observations[i*pole.Features:], t.Observation[:])
-		copy(to.Next[i*pole.Features:], t.Next[:])
-		to.Actions[i], to.Returns[i], to.Discounts[i] = t.Action, t.Return, t.Discount
-	}
-	_, err = w.rows.Append(ctx, w.batch)
-	return err
+	return w.rows.Append(ctx, len(rows), func(to *cartpolev1raylink.TransitionColumns) {
+		for i, t := range rows {
+			copy(to.Observation[i*pole.Features:], t.Observation[:])
+			copy(to.Next[i*pole.Features:], t.Next[:])
+			to.Action[i], to.Return[i], to.Discount[i] = t.Action, t.Return, t.Discount
+		}
+	})
 }
 
 // report counts the stint's steps and publishes the worker's statistics. It returns the total steps

@@ -707,6 +707,88 @@ func (x *ExamStats) GetPassed() bool {
 	return false
 }
 
+// Transition is a row: the steps that follow an observation.
+type Transition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Before the action: position and speed of the cart, angle and angular speed of the pole.
+	Observation []float32 `protobuf:"fixed32,1,rep,packed,name=observation,proto3" json:"observation,omitempty"`
+	// 0 left, 1 right.
+	Action int32 `protobuf:"varint,2,opt,name=action,proto3" json:"action,omitempty"`
+	// The rewards of the next steps, discounted.
+	Return float32 `protobuf:"fixed32,3,opt,name=return,proto3" json:"return,omitempty"`
+	// The observation after them.
+	Next []float32 `protobuf:"fixed32,4,rep,packed,name=next,proto3" json:"next,omitempty"`
+	// The weight of the value of `next`; 0 where the pole had fallen.
+	Discount      float32 `protobuf:"fixed32,5,opt,name=discount,proto3" json:"discount,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transition) Reset() {
+	*x = Transition{}
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transition) ProtoMessage() {}
+
+func (x *Transition) ProtoReflect() protoreflect.Message {
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transition.ProtoReflect.Descriptor instead.
+func (*Transition) Descriptor() ([]byte, []int) {
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Transition) GetObservation() []float32 {
+	if x != nil {
+		return x.Observation
+	}
+	return nil
+}
+
+func (x *Transition) GetAction() int32 {
+	if x != nil {
+		return x.Action
+	}
+	return 0
+}
+
+func (x *Transition) GetReturn() float32 {
+	if x != nil {
+		return x.Return
+	}
+	return 0
+}
+
+func (x *Transition) GetNext() []float32 {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Transition) GetDiscount() float32 {
+	if x != nil {
+		return x.Discount
+	}
+	return 0
+}
+
 type ManagerConfig struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Run           *RunConfig             `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
@@ -716,7 +798,7 @@ type ManagerConfig struct {
 
 func (x *ManagerConfig) Reset() {
 	*x = ManagerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +810,7 @@ func (x *ManagerConfig) String() string {
 func (*ManagerConfig) ProtoMessage() {}
 
 func (x *ManagerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +823,7 @@ func (x *ManagerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerConfig.ProtoReflect.Descriptor instead.
 func (*ManagerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{7}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ManagerConfig) GetRun() *RunConfig {
@@ -759,7 +841,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +853,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +866,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{8}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{9}
 }
 
 type TrainResponse struct {
@@ -806,7 +888,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +900,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +913,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{9}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TrainResponse) GetSolved() bool {
@@ -892,7 +974,7 @@ type RunnerConfig struct {
 
 func (x *RunnerConfig) Reset() {
 	*x = RunnerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +986,7 @@ func (x *RunnerConfig) String() string {
 func (*RunnerConfig) ProtoMessage() {}
 
 func (x *RunnerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +999,7 @@ func (x *RunnerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerConfig.ProtoReflect.Descriptor instead.
 func (*RunnerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{10}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunnerConfig) GetReplay() *v1.NodeRef {
@@ -935,7 +1017,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1029,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1042,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{11}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{12}
 }
 
 type RunResponse struct {
@@ -979,7 +1061,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1073,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1086,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{12}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunResponse) GetState() RunState {
@@ -1060,7 +1142,7 @@ type WorkerConfig struct {
 
 func (x *WorkerConfig) Reset() {
 	*x = WorkerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1154,7 @@ func (x *WorkerConfig) String() string {
 func (*WorkerConfig) ProtoMessage() {}
 
 func (x *WorkerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1167,7 @@ func (x *WorkerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerConfig.ProtoReflect.Descriptor instead.
 func (*WorkerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{13}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WorkerConfig) GetIndex() uint32 {
@@ -1110,7 +1192,7 @@ type WorkRequest struct {
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1204,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1217,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{14}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{15}
 }
 
 // Episode is an episode that a worker played, with exploration.
@@ -1152,7 +1234,7 @@ type Episode struct {
 
 func (x *Episode) Reset() {
 	*x = Episode{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1246,7 @@ func (x *Episode) String() string {
 func (*Episode) ProtoMessage() {}
 
 func (x *Episode) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1259,7 @@ func (x *Episode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Episode.ProtoReflect.Descriptor instead.
 func (*Episode) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{15}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Episode) GetSteps() uint64 {
@@ -1211,7 +1293,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1305,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1318,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{16}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WorkResponse) GetEpisodes() []*Episode {
@@ -1262,7 +1344,7 @@ type LearnerConfig struct {
 
 func (x *LearnerConfig) Reset() {
 	*x = LearnerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1356,7 @@ func (x *LearnerConfig) String() string {
 func (*LearnerConfig) ProtoMessage() {}
 
 func (x *LearnerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1369,7 @@ func (x *LearnerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnerConfig.ProtoReflect.Descriptor instead.
 func (*LearnerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{17}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LearnerConfig) GetReplay() *v1.NodeRef {
@@ -1305,7 +1387,7 @@ type LearnRequest struct {
 
 func (x *LearnRequest) Reset() {
 	*x = LearnRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1399,7 @@ func (x *LearnRequest) String() string {
 func (*LearnRequest) ProtoMessage() {}
 
 func (x *LearnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1412,7 @@ func (x *LearnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnRequest.ProtoReflect.Descriptor instead.
 func (*LearnRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{18}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{19}
 }
 
 type LearnResponse struct {
@@ -1343,7 +1425,7 @@ type LearnResponse struct {
 
 func (x *LearnResponse) Reset() {
 	*x = LearnResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1437,7 @@ func (x *LearnResponse) String() string {
 func (*LearnResponse) ProtoMessage() {}
 
 func (x *LearnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1450,7 @@ func (x *LearnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnResponse.ProtoReflect.Descriptor instead.
 func (*LearnResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{19}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LearnResponse) GetSteps() uint64 {
@@ -1397,7 +1479,7 @@ type PlayRequest struct {
 
 func (x *PlayRequest) Reset() {
 	*x = PlayRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1491,7 @@ func (x *PlayRequest) String() string {
 func (*PlayRequest) ProtoMessage() {}
 
 func (x *PlayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1504,7 @@ func (x *PlayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlayRequest.ProtoReflect.Descriptor instead.
 func (*PlayRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{20}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PlayRequest) GetTag() string {
@@ -1457,7 +1539,7 @@ type PlayResponse struct {
 
 func (x *PlayResponse) Reset() {
 	*x = PlayResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1551,7 @@ func (x *PlayResponse) String() string {
 func (*PlayResponse) ProtoMessage() {}
 
 func (x *PlayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1564,7 @@ func (x *PlayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlayResponse.ProtoReflect.Descriptor instead.
 func (*PlayResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{21}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PlayResponse) GetEarned() []float64 {
@@ -1552,7 +1634,14 @@ const file_cartpole_v1_cartpole_proto_rawDesc = "" +
 	"\bepisodes\x18\x03 \x01(\rR\bepisodes\x12\x1f\n" +
 	"\vmean_return\x18\x04 \x01(\x01R\n" +
 	"meanReturn\x12\x16\n" +
-	"\x06passed\x18\x05 \x01(\bR\x06passed\"9\n" +
+	"\x06passed\x18\x05 \x01(\bR\x06passed\"\xac\x01\n" +
+	"\n" +
+	"Transition\x12+\n" +
+	"\vobservation\x18\x01 \x03(\x02B\t\xa2\xf3\xf2\x86\a\x03\x12\x01\x04R\vobservation\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\x05R\x06action\x12\x16\n" +
+	"\x06return\x18\x03 \x01(\x02R\x06return\x12\x1d\n" +
+	"\x04next\x18\x04 \x03(\x02B\t\xa2\xf3\xf2\x86\a\x03\x12\x01\x04R\x04next\x12\x1a\n" +
+	"\bdiscount\x18\x05 \x01(\x02R\bdiscount:\x06\xa2\xf3\xf2\x86\a\x00\"9\n" +
 	"\rManagerConfig\x12(\n" +
 	"\x03run\x18\x01 \x01(\v2\x16.cartpole.v1.RunConfigR\x03run\"\x0e\n" +
 	"\fTrainRequest\"\xde\x01\n" +
@@ -1632,7 +1721,7 @@ func file_cartpole_v1_cartpole_proto_rawDescGZIP() []byte {
 }
 
 var file_cartpole_v1_cartpole_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cartpole_v1_cartpole_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_cartpole_v1_cartpole_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_cartpole_v1_cartpole_proto_goTypes = []any{
 	(Link)(0),                   // 0: cartpole.v1.Link
 	(RunState)(0),               // 1: cartpole.v1.RunState
@@ -1643,51 +1732,52 @@ var file_cartpole_v1_cartpole_proto_goTypes = []any{
 	(*WorkerStats)(nil),         // 6: cartpole.v1.WorkerStats
 	(*LearnerStats)(nil),        // 7: cartpole.v1.LearnerStats
 	(*ExamStats)(nil),           // 8: cartpole.v1.ExamStats
-	(*ManagerConfig)(nil),       // 9: cartpole.v1.ManagerConfig
-	(*TrainRequest)(nil),        // 10: cartpole.v1.TrainRequest
-	(*TrainResponse)(nil),       // 11: cartpole.v1.TrainResponse
-	(*RunnerConfig)(nil),        // 12: cartpole.v1.RunnerConfig
-	(*RunRequest)(nil),          // 13: cartpole.v1.RunRequest
-	(*RunResponse)(nil),         // 14: cartpole.v1.RunResponse
-	(*WorkerConfig)(nil),        // 15: cartpole.v1.WorkerConfig
-	(*WorkRequest)(nil),         // 16: cartpole.v1.WorkRequest
-	(*Episode)(nil),             // 17: cartpole.v1.Episode
-	(*WorkResponse)(nil),        // 18: cartpole.v1.WorkResponse
-	(*LearnerConfig)(nil),       // 19: cartpole.v1.LearnerConfig
-	(*LearnRequest)(nil),        // 20: cartpole.v1.LearnRequest
-	(*LearnResponse)(nil),       // 21: cartpole.v1.LearnResponse
-	(*PlayRequest)(nil),         // 22: cartpole.v1.PlayRequest
-	(*PlayResponse)(nil),        // 23: cartpole.v1.PlayResponse
-	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
-	(*v1.NodeRef)(nil),          // 25: raylink.node.v1.NodeRef
+	(*Transition)(nil),          // 9: cartpole.v1.Transition
+	(*ManagerConfig)(nil),       // 10: cartpole.v1.ManagerConfig
+	(*TrainRequest)(nil),        // 11: cartpole.v1.TrainRequest
+	(*TrainResponse)(nil),       // 12: cartpole.v1.TrainResponse
+	(*RunnerConfig)(nil),        // 13: cartpole.v1.RunnerConfig
+	(*RunRequest)(nil),          // 14: cartpole.v1.RunRequest
+	(*RunResponse)(nil),         // 15: cartpole.v1.RunResponse
+	(*WorkerConfig)(nil),        // 16: cartpole.v1.WorkerConfig
+	(*WorkRequest)(nil),         // 17: cartpole.v1.WorkRequest
+	(*Episode)(nil),             // 18: cartpole.v1.Episode
+	(*WorkResponse)(nil),        // 19: cartpole.v1.WorkResponse
+	(*LearnerConfig)(nil),       // 20: cartpole.v1.LearnerConfig
+	(*LearnRequest)(nil),        // 21: cartpole.v1.LearnRequest
+	(*LearnResponse)(nil),       // 22: cartpole.v1.LearnResponse
+	(*PlayRequest)(nil),         // 23: cartpole.v1.PlayRequest
+	(*PlayResponse)(nil),        // 24: cartpole.v1.PlayResponse
+	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
+	(*v1.NodeRef)(nil),          // 26: raylink.node.v1.NodeRef
 }
 var file_cartpole_v1_cartpole_proto_depIdxs = []int32{
 	3,  // 0: cartpole.v1.RunConfig.experience:type_name -> cartpole.v1.Experience
 	4,  // 1: cartpole.v1.RunConfig.learning:type_name -> cartpole.v1.Learning
 	5,  // 2: cartpole.v1.RunConfig.exam:type_name -> cartpole.v1.Exam
-	24, // 3: cartpole.v1.RunConfig.limit:type_name -> google.protobuf.Duration
+	25, // 3: cartpole.v1.RunConfig.limit:type_name -> google.protobuf.Duration
 	0,  // 4: cartpole.v1.RunConfig.cut:type_name -> cartpole.v1.Link
 	2,  // 5: cartpole.v1.ManagerConfig.run:type_name -> cartpole.v1.RunConfig
-	24, // 6: cartpole.v1.TrainResponse.took:type_name -> google.protobuf.Duration
-	14, // 7: cartpole.v1.TrainResponse.run:type_name -> cartpole.v1.RunResponse
-	25, // 8: cartpole.v1.RunnerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	25, // 6: cartpole.v1.TrainResponse.took:type_name -> google.protobuf.Duration
+	15, // 7: cartpole.v1.TrainResponse.run:type_name -> cartpole.v1.RunResponse
+	26, // 8: cartpole.v1.RunnerConfig.replay:type_name -> raylink.node.v1.NodeRef
 	1,  // 9: cartpole.v1.RunResponse.state:type_name -> cartpole.v1.RunState
-	17, // 10: cartpole.v1.RunResponse.episodes:type_name -> cartpole.v1.Episode
+	18, // 10: cartpole.v1.RunResponse.episodes:type_name -> cartpole.v1.Episode
 	8,  // 11: cartpole.v1.RunResponse.exams:type_name -> cartpole.v1.ExamStats
-	24, // 12: cartpole.v1.RunResponse.took:type_name -> google.protobuf.Duration
-	25, // 13: cartpole.v1.WorkerConfig.replay:type_name -> raylink.node.v1.NodeRef
-	17, // 14: cartpole.v1.WorkResponse.episodes:type_name -> cartpole.v1.Episode
-	25, // 15: cartpole.v1.LearnerConfig.replay:type_name -> raylink.node.v1.NodeRef
-	10, // 16: cartpole.v1.Manager.Train:input_type -> cartpole.v1.TrainRequest
-	13, // 17: cartpole.v1.Runner.Run:input_type -> cartpole.v1.RunRequest
-	16, // 18: cartpole.v1.Worker.Work:input_type -> cartpole.v1.WorkRequest
-	20, // 19: cartpole.v1.Learner.Learn:input_type -> cartpole.v1.LearnRequest
-	22, // 20: cartpole.v1.Player.Play:input_type -> cartpole.v1.PlayRequest
-	11, // 21: cartpole.v1.Manager.Train:output_type -> cartpole.v1.TrainResponse
-	14, // 22: cartpole.v1.Runner.Run:output_type -> cartpole.v1.RunResponse
-	18, // 23: cartpole.v1.Worker.Work:output_type -> cartpole.v1.WorkResponse
-	21, // 24: cartpole.v1.Learner.Learn:output_type -> cartpole.v1.LearnResponse
-	23, // 25: cartpole.v1.Player.Play:output_type -> cartpole.v1.PlayResponse
+	25, // 12: cartpole.v1.RunResponse.took:type_name -> google.protobuf.Duration
+	26, // 13: cartpole.v1.WorkerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	18, // 14: cartpole.v1.WorkResponse.episodes:type_name -> cartpole.v1.Episode
+	26, // 15: cartpole.v1.LearnerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	11, // 16: cartpole.v1.Manager.Train:input_type -> cartpole.v1.TrainRequest
+	14, // 17: cartpole.v1.Runner.Run:input_type -> cartpole.v1.RunRequest
+	17, // 18: cartpole.v1.Worker.Work:input_type -> cartpole.v1.WorkRequest
+	21, // 19: cartpole.v1.Learner.Learn:input_type -> cartpole.v1.LearnRequest
+	23, // 20: cartpole.v1.Player.Play:input_type -> cartpole.v1.PlayRequest
+	12, // 21: cartpole.v1.Manager.Train:output_type -> cartpole.v1.TrainResponse
+	15, // 22: cartpole.v1.Runner.Run:output_type -> cartpole.v1.RunResponse
+	19, // 23: cartpole.v1.Worker.Work:output_type -> cartpole.v1.WorkResponse
+	22, // 24: cartpole.v1.Learner.Learn:output_type -> cartpole.v1.LearnResponse
+	24, // 25: cartpole.v1.Player.Play:output_type -> cartpole.v1.PlayResponse
 	21, // [21:26] is the sub-list for method output_type
 	16, // [16:21] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
@@ -1706,7 +1796,7 @@ func file_cartpole_v1_cartpole_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cartpole_v1_cartpole_proto_rawDesc), len(file_cartpole_v1_cartpole_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

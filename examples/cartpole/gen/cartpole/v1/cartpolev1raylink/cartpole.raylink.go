@@ -2,8 +2,8 @@
 //
 // Source: cartpole/v1/cartpole.proto
 
-// Package cartpolev1raylink has the nodes and handles of the services in
-// cartpole/v1/cartpole.proto.
+// Package cartpolev1raylink has the nodes and handles of the services and the columns of the rows
+// in cartpole/v1/cartpole.proto.
 //
 // A pipeline that learns to balance a pole: its nodes, their messages, and their shared state. Data
 // takes four ways, each made for its purpose: rows of experience in a replay, parameters in the
@@ -18,7 +18,9 @@ import (
 
 	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/row"
 )
 
 // This code is written for version 3 of the contract between generated code and package runtime. If
@@ -35,6 +37,22 @@ const (
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
+)
+
+// This code is written for version 1 of the contract between generated code and package row. If a
+// line below does not compile, the comment above it says how to fix that.
+const (
+	// The plugin is older than package row in go.mod: generate this code again, with the
+	// plugin of that version.
+	//
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
+	_ = row.EnforceVersion(1 - row.MinGenerated)
+	// The plugin is newer than package row in go.mod: upgrade that, or generate this code
+	// again as above.
+	//
+	//	go get github.com/raylink/raylink@latest
+	_ = row.EnforceVersion(row.MaxGenerated - 1)
 )
 
 // ManagerName is the full name of the service Manager.
@@ -851,3 +869,86 @@ func RegisterPlayerTunnel(server *connect.Server, node PlayerNode) {
 func NewPlayerTunnel(client *connect.Client) *Player {
 	return &Player{ref: playerService.NewTunnel(client)}
 }
+
+// --- Rows of the replay ---
+
+// TransitionColumns holds rows of the message cartpole.v1.Transition by column: each slice has the
+// elements of all rows back to back, and all have the same number of rows. TransitionRow.View lets
+// the slices share the memory of stored columns, and TransitionRow.New makes columns with memory of
+// their own. Different rows may be read and written concurrently.
+//
+// Transition is a row: the steps that follow an observation.
+type TransitionColumns struct {
+	// Before the action: position and speed of the cart, angle and angular speed of the pole.
+	//
+	// 4 per row.
+	Observation []float32
+	// 0 left, 1 right.
+	//
+	// One element per row.
+	Action []int32
+	// The rewards of the next steps, discounted.
+	//
+	// One element per row.
+	Return []float32
+	// The observation after them.
+	//
+	// 4 per row.
+	Next []float32
+	// The weight of the value of `next`; 0 where the pole had fallen.
+	//
+	// One element per row.
+	Discount []float32
+}
+
+// Len returns the number of rows.
+func (c *TransitionColumns) Len() int {
+	return len(c.Action)
+}
+
+// Set sets row i to the fields of m. An error is a *row.LengthError, and leaves the row unchanged.
+// Nothing of m is retained. Set panics if there is no row i.
+func (c *TransitionColumns) Set(i int, m *cartpolev1.Transition) error {
+	if n := len(m.GetObservation()); n != 4 {
+		return &row.LengthError{Message: "cartpole.v1.Transition", Field: "observation", Row: i, Got: n, Want: 4}
+	}
+	if n := len(m.GetNext()); n != 4 {
+		return &row.LengthError{Message: "cartpole.v1.Transition", Field: "next", Row: i, Got: n, Want: 4}
+	}
+	copy(c.Observation[i*4:(i+1)*4], m.GetObservation())
+	c.Action[i] = m.GetAction()
+	c.Return[i] = m.GetReturn()
+	copy(c.Next[i*4:(i+1)*4], m.GetNext())
+	c.Discount[i] = m.GetDiscount()
+	return nil
+}
+
+// Get sets the fields of m to row i. It reuses the memory of the slices that m has. Get panics if
+// there is no row i.
+func (c *TransitionColumns) Get(i int, m *cartpolev1.Transition) {
+	m.Observation = append(m.Observation[:0], c.Observation[i*4:(i+1)*4]...)
+	m.Action = c.Action[i]
+	m.Return = c.Return[i]
+	m.Next = append(m.Next[:0], c.Next[i*4:(i+1)*4]...)
+	m.Discount = c.Discount[i]
+}
+
+// TransitionRow is the schema of a row of cartpole.v1.Transition, and views the bytes of its
+// columns as TransitionColumns.
+var TransitionRow = row.Type[TransitionColumns]{Generated: &row.GeneratedRow[TransitionColumns]{
+	Message: "cartpole.v1.Transition",
+	Columns: []row.GeneratedColumn{
+		{Name: "observation", DType: tensorv1.DataType_DATA_TYPE_FLOAT32, Shape: []uint64{4}, Bytes: 16},
+		{Name: "action", DType: tensorv1.DataType_DATA_TYPE_INT32, Bytes: 4},
+		{Name: "return", DType: tensorv1.DataType_DATA_TYPE_FLOAT32, Bytes: 4},
+		{Name: "next", DType: tensorv1.DataType_DATA_TYPE_FLOAT32, Shape: []uint64{4}, Bytes: 16},
+		{Name: "discount", DType: tensorv1.DataType_DATA_TYPE_FLOAT32, Bytes: 4},
+	},
+	View: func(c *TransitionColumns, columns [][]byte) {
+		c.Observation = row.GeneratedView[float32](columns[0])
+		c.Action = row.GeneratedView[int32](columns[1])
+		c.Return = row.GeneratedView[float32](columns[2])
+		c.Next = row.GeneratedView[float32](columns[3])
+		c.Discount = row.GeneratedView[float32](columns[4])
+	},
+}}
