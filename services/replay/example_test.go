@@ -7,14 +7,82 @@ import (
 	"os"
 
 	"github.com/raylink/raylink"
+	"github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1/cartpolev1raylink"
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/services/replay"
 )
 
-// A writer appends rows of columns, and a reader samples them.
+// A writer fills rows of a message in place. Readers sample copies, and read the newest in place.
 func Example() {
+	ctx := context.Background()
+	directory, err := os.MkdirTemp("", "")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(directory) //nolint:errcheck // a temporary directory
+	rt, err := raylink.Start(ctx, raylink.WithData(directory), replay.Type())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer rt.Close() //nolint:errcheck // nothing is left to do with its error
+	node, err := replayv1raylink.CreateReplay(ctx, rt, &replayv1.ReplayConfig{
+		Columns: cartpolev1raylink.TransitionRow.Columns(), CapacityBytes: 1 << 20,
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	transitions, err := replay.Open(ctx, node, cartpolev1raylink.TransitionRow)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer transitions.Close() //nolint:errcheck // nothing is left to do with its error
+	writer, err := transitions.Writer()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for step := range 3 {
+		if err := writer.Append(ctx, 1, func(rows *cartpolev1raylink.TransitionColumns) {
+			copy(rows.Observation, []float32{0.1, 0.2, 0.3, 0.4})
+			rows.Action[0], rows.Return[0], rows.Discount[0] = int32(step%2), 1, 0.99
+		}); err != nil {
+			fmt.Println(err)
+			return
+		}
+	}
+	batch, err := transitions.NewBatch(0)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	if err := transitions.Reader(nil).Sample(ctx, 4, batch); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(batch.Len(), batch.Columns.Return)
+	area, err := transitions.Newest(ctx, 2)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, span := range area.Spans() {
+		fmt.Println(span.Columns.Action, span.Columns.Observation[:4])
+	}
+	fmt.Println(area.Release())
+	// Output:
+	// 4 [1 1 1 1]
+	// [1 0] [0.1 0.2 0.3 0.4]
+	// <nil>
+}
+
+// Where the columns are known only when the program runs, rows are a batch of columns by name.
+func ExampleOpenClient() {
 	ctx := context.Background()
 	directory, err := os.MkdirTemp("", "")
 	if err != nil {
