@@ -15,7 +15,7 @@ func All() []Mutant {
 		ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
-		ofRows(), ofRowSchemas(),
+		ofRows(), ofRowSchemas(), ofTables(),
 	)
 }
 

@@ -488,3 +488,17 @@ func TestConcurrentUse(t *testing.T) {
 	c := info.Counts
 	require.Equal(t, int(c.Inserted-c.Overwritten-c.Evicted-c.Exhausted-c.Deleted), info.Size)
 }
+
+// TestExpiryMakesRoomInAQueue overwrites the rows of items that a full queue has.
+func TestExpiryMakesRoomInAQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newTable(t, Config{Sampler: Selector{Kind: FIFO}, Limiter: QueueOf(2)})
+		insert(t, table, rows(0), rows(1))
+		waiting := inserting(t.Context(), table, "", 5)
+		requireWaits(t, waiting)
+		require.Equal(t, 2, table.Expire(2))
+		requireWaits(t, waiting) // two of its items were late, and two are in the queue
+		table.Expire(4)
+		requireDone(t, waiting, 5)
+	})
+}
