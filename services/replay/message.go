@@ -145,6 +145,16 @@ func reasonError(reason replayv1.Reason) error {
 		return ring.ErrEnded
 	case replayv1.Reason_REASON_CLOSED:
 		return ring.ErrClosed
+	case replayv1.Reason_REASON_TABLE:
+		return ErrTable
+	case replayv1.Reason_REASON_LIMITER:
+		return ErrLimiter
+	case replayv1.Reason_REASON_ITEM:
+		return ErrItem
+	case replayv1.Reason_REASON_PRIORITY:
+		return ErrPriority
+	case replayv1.Reason_REASON_ARGUMENT:
+		return ErrArgument
 	case replayv1.Reason_REASON_UNSPECIFIED:
 	}
 	return nil

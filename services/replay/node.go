@@ -28,10 +28,12 @@ type node struct {
 	rowSize uint64
 	// columns are as they were configured, with their initial values.
 	columns []*tensorv1.Column
+	tables  *tables
 }
 
-// close ends the ring for heads in all processes, and deletes its file.
+// close ends the tables, and the ring for heads in all processes, and deletes its file.
 func (n *node) close() error {
+	n.tables.close(ring.ErrEnded)
 	return errors.Join(n.ring.End(), n.ring.Remove(), n.ring.Close())
 }
 
@@ -148,6 +150,9 @@ func (n *node) read(rows uint32, read func(*ring.ReadHead, *ring.Batch) error) (
 // connectError converts an error of the ring to a connect error with a code for the caller.
 func connectError(err error) error {
 	var room *ring.NoRoomError
+	if reason := tableReason(err); reason != replayv1.Reason_REASON_UNSPECIFIED {
+		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: reason})
+	}
 	switch {
 	case errors.As(err, &room):
 		return withDetail(connect.CodeResourceExhausted, err, detailOf(room))

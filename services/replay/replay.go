@@ -132,6 +132,10 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	if err != nil {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
 	}
+	tables, err := newTables(config.GetTables())
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
+	}
 	if err := removeStale(directory, nid); err != nil {
 		return nil, err
 	}
@@ -143,7 +147,7 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	if err != nil {
 		return nil, errors.Join(err, r.Remove(), r.Close())
 	}
-	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns())}, nil
+	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: tables}, nil
 }
 
 // configured returns the layout of a configuration, or why there can't be such a ring.

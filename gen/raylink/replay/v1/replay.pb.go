@@ -25,6 +25,125 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SelectorKind int32
+
+const (
+	SelectorKind_SELECTOR_KIND_UNSPECIFIED SelectorKind = 0
+	SelectorKind_SELECTOR_KIND_UNIFORM     SelectorKind = 1
+	SelectorKind_SELECTOR_KIND_PRIORITIZED SelectorKind = 2
+	SelectorKind_SELECTOR_KIND_FIFO        SelectorKind = 3
+	SelectorKind_SELECTOR_KIND_LIFO        SelectorKind = 4
+	SelectorKind_SELECTOR_KIND_LOWEST      SelectorKind = 5
+	SelectorKind_SELECTOR_KIND_HIGHEST     SelectorKind = 6
+	// Without replacement, per epoch.
+	SelectorKind_SELECTOR_KIND_EPOCH SelectorKind = 7
+)
+
+// Enum value maps for SelectorKind.
+var (
+	SelectorKind_name = map[int32]string{
+		0: "SELECTOR_KIND_UNSPECIFIED",
+		1: "SELECTOR_KIND_UNIFORM",
+		2: "SELECTOR_KIND_PRIORITIZED",
+		3: "SELECTOR_KIND_FIFO",
+		4: "SELECTOR_KIND_LIFO",
+		5: "SELECTOR_KIND_LOWEST",
+		6: "SELECTOR_KIND_HIGHEST",
+		7: "SELECTOR_KIND_EPOCH",
+	}
+	SelectorKind_value = map[string]int32{
+		"SELECTOR_KIND_UNSPECIFIED": 0,
+		"SELECTOR_KIND_UNIFORM":     1,
+		"SELECTOR_KIND_PRIORITIZED": 2,
+		"SELECTOR_KIND_FIFO":        3,
+		"SELECTOR_KIND_LIFO":        4,
+		"SELECTOR_KIND_LOWEST":      5,
+		"SELECTOR_KIND_HIGHEST":     6,
+		"SELECTOR_KIND_EPOCH":       7,
+	}
+)
+
+func (x SelectorKind) Enum() *SelectorKind {
+	p := new(SelectorKind)
+	*p = x
+	return p
+}
+
+func (x SelectorKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SelectorKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_raylink_replay_v1_replay_proto_enumTypes[0].Descriptor()
+}
+
+func (SelectorKind) Type() protoreflect.EnumType {
+	return &file_raylink_replay_v1_replay_proto_enumTypes[0]
+}
+
+func (x SelectorKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SelectorKind.Descriptor instead.
+func (SelectorKind) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{0}
+}
+
+type LimiterRule int32
+
+const (
+	// Only the minimum size.
+	LimiterRule_LIMITER_RULE_UNSPECIFIED        LimiterRule = 0
+	LimiterRule_LIMITER_RULE_SAMPLES_PER_INSERT LimiterRule = 1
+	// Each item is sampled once. The sampler must be FIFO, or LIFO for a stack.
+	LimiterRule_LIMITER_RULE_QUEUE LimiterRule = 2
+	LimiterRule_LIMITER_RULE_STACK LimiterRule = 3
+)
+
+// Enum value maps for LimiterRule.
+var (
+	LimiterRule_name = map[int32]string{
+		0: "LIMITER_RULE_UNSPECIFIED",
+		1: "LIMITER_RULE_SAMPLES_PER_INSERT",
+		2: "LIMITER_RULE_QUEUE",
+		3: "LIMITER_RULE_STACK",
+	}
+	LimiterRule_value = map[string]int32{
+		"LIMITER_RULE_UNSPECIFIED":        0,
+		"LIMITER_RULE_SAMPLES_PER_INSERT": 1,
+		"LIMITER_RULE_QUEUE":              2,
+		"LIMITER_RULE_STACK":              3,
+	}
+)
+
+func (x LimiterRule) Enum() *LimiterRule {
+	p := new(LimiterRule)
+	*p = x
+	return p
+}
+
+func (x LimiterRule) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LimiterRule) Descriptor() protoreflect.EnumDescriptor {
+	return file_raylink_replay_v1_replay_proto_enumTypes[1].Descriptor()
+}
+
+func (LimiterRule) Type() protoreflect.EnumType {
+	return &file_raylink_replay_v1_replay_proto_enumTypes[1]
+}
+
+func (x LimiterRule) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LimiterRule.Descriptor instead.
+func (LimiterRule) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{1}
+}
+
 type Reason int32
 
 const (
@@ -35,6 +154,14 @@ const (
 	// The ring was ended, or closed.
 	Reason_REASON_ENDED  Reason = 3
 	Reason_REASON_CLOSED Reason = 4
+	// There is no such table.
+	Reason_REASON_TABLE Reason = 5
+	// A limiter can't work in the table.
+	Reason_REASON_LIMITER  Reason = 6
+	Reason_REASON_ITEM     Reason = 7
+	Reason_REASON_PRIORITY Reason = 8
+	// The arguments do not fit together.
+	Reason_REASON_ARGUMENT Reason = 9
 )
 
 // Enum value maps for Reason.
@@ -45,6 +172,11 @@ var (
 		2: "REASON_LAYOUT",
 		3: "REASON_ENDED",
 		4: "REASON_CLOSED",
+		5: "REASON_TABLE",
+		6: "REASON_LIMITER",
+		7: "REASON_ITEM",
+		8: "REASON_PRIORITY",
+		9: "REASON_ARGUMENT",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -52,6 +184,11 @@ var (
 		"REASON_LAYOUT":      2,
 		"REASON_ENDED":       3,
 		"REASON_CLOSED":      4,
+		"REASON_TABLE":       5,
+		"REASON_LIMITER":     6,
+		"REASON_ITEM":        7,
+		"REASON_PRIORITY":    8,
+		"REASON_ARGUMENT":    9,
 	}
 )
 
@@ -66,11 +203,11 @@ func (x Reason) String() string {
 }
 
 func (Reason) Descriptor() protoreflect.EnumDescriptor {
-	return file_raylink_replay_v1_replay_proto_enumTypes[0].Descriptor()
+	return file_raylink_replay_v1_replay_proto_enumTypes[2].Descriptor()
 }
 
 func (Reason) Type() protoreflect.EnumType {
-	return &file_raylink_replay_v1_replay_proto_enumTypes[0]
+	return &file_raylink_replay_v1_replay_proto_enumTypes[2]
 }
 
 func (x Reason) Number() protoreflect.EnumNumber {
@@ -79,7 +216,7 @@ func (x Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{0}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{2}
 }
 
 type ReplayConfig struct {
@@ -93,6 +230,8 @@ type ReplayConfig struct {
 	Directory string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
 	// The maximum size of the mapped file in bytes: the ring has room for as many rows as fit.
 	CapacityBytes uint64 `protobuf:"varint,4,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	// The tables, with different names.
+	Tables        []*TableConfig `protobuf:"bytes,5,rep,name=tables,proto3" json:"tables,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -155,6 +294,237 @@ func (x *ReplayConfig) GetCapacityBytes() uint64 {
 	return 0
 }
 
+func (x *ReplayConfig) GetTables() []*TableConfig {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
+}
+
+// TableConfig describes a table: items, which are runs of rows, to be sampled and removed in some
+// order. docs/replay.md has the distributions.
+type TableConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How items are chosen to be sampled; by default uniformly.
+	Sampler *Selector `protobuf:"bytes,2,opt,name=sampler,proto3" json:"sampler,omitempty"`
+	// How an item is chosen to be removed when one is inserted into a full table; by default FIFO.
+	Remover *Selector `protobuf:"bytes,3,opt,name=remover,proto3" json:"remover,omitempty"`
+	// The maximum number of items; 0 means 1,000,000.
+	MaxItems uint64 `protobuf:"varint,4,opt,name=max_items,json=maxItems,proto3" json:"max_items,omitempty"`
+	// How often an item can be sampled before it leaves the table; 0 is no limit.
+	MaxSampled    uint32   `protobuf:"varint,5,opt,name=max_sampled,json=maxSampled,proto3" json:"max_sampled,omitempty"`
+	Limiter       *Limiter `protobuf:"bytes,6,opt,name=limiter,proto3" json:"limiter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableConfig) Reset() {
+	*x = TableConfig{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableConfig) ProtoMessage() {}
+
+func (x *TableConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableConfig.ProtoReflect.Descriptor instead.
+func (*TableConfig) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TableConfig) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TableConfig) GetSampler() *Selector {
+	if x != nil {
+		return x.Sampler
+	}
+	return nil
+}
+
+func (x *TableConfig) GetRemover() *Selector {
+	if x != nil {
+		return x.Remover
+	}
+	return nil
+}
+
+func (x *TableConfig) GetMaxItems() uint64 {
+	if x != nil {
+		return x.MaxItems
+	}
+	return 0
+}
+
+func (x *TableConfig) GetMaxSampled() uint32 {
+	if x != nil {
+		return x.MaxSampled
+	}
+	return 0
+}
+
+func (x *TableConfig) GetLimiter() *Limiter {
+	if x != nil {
+		return x.Limiter
+	}
+	return nil
+}
+
+// Selector is a way to choose an item.
+type Selector struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  SelectorKind           `protobuf:"varint,1,opt,name=kind,proto3,enum=raylink.replay.v1.SelectorKind" json:"kind,omitempty"`
+	// The exponent of priorities, for SELECTOR_KIND_PRIORITIZED.
+	Exponent      float64 `protobuf:"fixed64,2,opt,name=exponent,proto3" json:"exponent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Selector) Reset() {
+	*x = Selector{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Selector) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Selector) ProtoMessage() {}
+
+func (x *Selector) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Selector.ProtoReflect.Descriptor instead.
+func (*Selector) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Selector) GetKind() SelectorKind {
+	if x != nil {
+		return x.Kind
+	}
+	return SelectorKind_SELECTOR_KIND_UNSPECIFIED
+}
+
+func (x *Selector) GetExponent() float64 {
+	if x != nil {
+		return x.Exponent
+	}
+	return 0
+}
+
+// Limiter decides which inserts and samples have to wait.
+type Limiter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rule  LimiterRule            `protobuf:"varint,1,opt,name=rule,proto3,enum=raylink.replay.v1.LimiterRule" json:"rule,omitempty"`
+	// The number of items that are needed before they are sampled; 0 means 1.
+	MinSize uint64 `protobuf:"varint,2,opt,name=min_size,json=minSize,proto3" json:"min_size,omitempty"`
+	// For LIMITER_RULE_SAMPLES_PER_INSERT: the ratio, and how many samples there may be more or less.
+	SamplesPerInsert float64 `protobuf:"fixed64,3,opt,name=samples_per_insert,json=samplesPerInsert,proto3" json:"samples_per_insert,omitempty"`
+	Buffer           float64 `protobuf:"fixed64,4,opt,name=buffer,proto3" json:"buffer,omitempty"`
+	// The maximum size of a queue or a stack.
+	Capacity      uint64 `protobuf:"varint,5,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limiter) Reset() {
+	*x = Limiter{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limiter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limiter) ProtoMessage() {}
+
+func (x *Limiter) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limiter.ProtoReflect.Descriptor instead.
+func (*Limiter) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Limiter) GetRule() LimiterRule {
+	if x != nil {
+		return x.Rule
+	}
+	return LimiterRule_LIMITER_RULE_UNSPECIFIED
+}
+
+func (x *Limiter) GetMinSize() uint64 {
+	if x != nil {
+		return x.MinSize
+	}
+	return 0
+}
+
+func (x *Limiter) GetSamplesPerInsert() float64 {
+	if x != nil {
+		return x.SamplesPerInsert
+	}
+	return 0
+}
+
+func (x *Limiter) GetBuffer() float64 {
+	if x != nil {
+		return x.Buffer
+	}
+	return 0
+}
+
+func (x *Limiter) GetCapacity() uint64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -163,7 +533,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -175,7 +545,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[1]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -188,7 +558,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{1}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{4}
 }
 
 type DescribeResponse struct {
@@ -210,7 +580,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +592,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[2]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +605,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{2}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DescribeResponse) GetColumns() []*v1.Column {
@@ -294,7 +664,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -306,7 +676,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[3]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -319,7 +689,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{3}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Batch) GetRows() uint64 {
@@ -357,7 +727,7 @@ type WriteRequest struct {
 
 func (x *WriteRequest) Reset() {
 	*x = WriteRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +739,7 @@ func (x *WriteRequest) String() string {
 func (*WriteRequest) ProtoMessage() {}
 
 func (x *WriteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[4]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +752,7 @@ func (x *WriteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteRequest.ProtoReflect.Descriptor instead.
 func (*WriteRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{4}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WriteRequest) GetBatch() *Batch {
@@ -418,7 +788,7 @@ type WriteResponse struct {
 
 func (x *WriteResponse) Reset() {
 	*x = WriteResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +800,7 @@ func (x *WriteResponse) String() string {
 func (*WriteResponse) ProtoMessage() {}
 
 func (x *WriteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[5]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +813,7 @@ func (x *WriteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteResponse.ProtoReflect.Descriptor instead.
 func (*WriteResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{5}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WriteResponse) GetSequence() []uint64 {
@@ -481,7 +851,7 @@ type NoRoom struct {
 
 func (x *NoRoom) Reset() {
 	*x = NoRoom{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +863,7 @@ func (x *NoRoom) String() string {
 func (*NoRoom) ProtoMessage() {}
 
 func (x *NoRoom) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[6]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +876,7 @@ func (x *NoRoom) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoRoom.ProtoReflect.Descriptor instead.
 func (*NoRoom) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{6}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NoRoom) GetRows() uint64 {
@@ -571,7 +941,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -583,7 +953,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -596,7 +966,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{7}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Holder) GetPid() int64 {
@@ -631,7 +1001,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +1013,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +1026,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Failure) GetReason() Reason {
@@ -678,7 +1048,7 @@ type SampleRequest struct {
 
 func (x *SampleRequest) Reset() {
 	*x = SampleRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +1060,7 @@ func (x *SampleRequest) String() string {
 func (*SampleRequest) ProtoMessage() {}
 
 func (x *SampleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +1073,7 @@ func (x *SampleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleRequest.ProtoReflect.Descriptor instead.
 func (*SampleRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SampleRequest) GetRows() uint32 {
@@ -730,7 +1100,7 @@ type SampleResponse struct {
 
 func (x *SampleResponse) Reset() {
 	*x = SampleResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +1112,7 @@ func (x *SampleResponse) String() string {
 func (*SampleResponse) ProtoMessage() {}
 
 func (x *SampleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +1125,7 @@ func (x *SampleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleResponse.ProtoReflect.Descriptor instead.
 func (*SampleResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SampleResponse) GetBatch() *Batch {
@@ -777,7 +1147,7 @@ type NewestRequest struct {
 
 func (x *NewestRequest) Reset() {
 	*x = NewestRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +1159,7 @@ func (x *NewestRequest) String() string {
 func (*NewestRequest) ProtoMessage() {}
 
 func (x *NewestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +1172,7 @@ func (x *NewestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestRequest.ProtoReflect.Descriptor instead.
 func (*NewestRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NewestRequest) GetRows() uint32 {
@@ -829,7 +1199,7 @@ type NewestResponse struct {
 
 func (x *NewestResponse) Reset() {
 	*x = NewestResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +1211,7 @@ func (x *NewestResponse) String() string {
 func (*NewestResponse) ProtoMessage() {}
 
 func (x *NewestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +1224,7 @@ func (x *NewestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestResponse.ProtoReflect.Descriptor instead.
 func (*NewestResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{12}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NewestResponse) GetBatch() *Batch {
@@ -864,16 +1234,1207 @@ func (x *NewestResponse) GetBatch() *Batch {
 	return nil
 }
 
+// Run is a run of rows with consecutive sequence numbers.
+type Run struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Length        uint32                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Run) Reset() {
+	*x = Run{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Run) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Run) ProtoMessage() {}
+
+func (x *Run) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Run.ProtoReflect.Descriptor instead.
+func (*Run) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Run) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Run) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+// Item is an item to be inserted into a table.
+type Item struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The item's rows, in increasing order.
+	Runs []*Run `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
+	// Not negative. If it is not set, the item gets the highest priority in the table.
+	Priority      *float64 `protobuf:"fixed64,2,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Item) Reset() {
+	*x = Item{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Item) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Item) ProtoMessage() {}
+
+func (x *Item) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Item.ProtoReflect.Descriptor instead.
+func (*Item) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Item) GetRuns() []*Run {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+func (x *Item) GetPriority() float64 {
+	if x != nil && x.Priority != nil {
+		return *x.Priority
+	}
+	return 0
+}
+
+type CreateItemsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Items []*Item                `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	// How long the call waits for the limiter, in milliseconds. 0 does not wait. The node waits 10 s
+	// at most, and the caller calls again for the rest.
+	WaitMs uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// Names the caller for those that wait for it.
+	Caller        string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateItemsRequest) Reset() {
+	*x = CreateItemsRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateItemsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateItemsRequest) ProtoMessage() {}
+
+func (x *CreateItemsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateItemsRequest.ProtoReflect.Descriptor instead.
+func (*CreateItemsRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CreateItemsRequest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *CreateItemsRequest) GetItems() []*Item {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *CreateItemsRequest) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+func (x *CreateItemsRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+type CreateItemsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The keys of the items that were inserted: all of them, or the first ones. A key is 0 where a
+	// row was overwritten already, so that there is no item.
+	Keys []uint64 `protobuf:"fixed64,1,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	// Set if the limiter blocked the rest: what it waits for.
+	Blocked       *Blocked `protobuf:"bytes,2,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateItemsResponse) Reset() {
+	*x = CreateItemsResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateItemsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateItemsResponse) ProtoMessage() {}
+
+func (x *CreateItemsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateItemsResponse.ProtoReflect.Descriptor instead.
+func (*CreateItemsResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CreateItemsResponse) GetKeys() []uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *CreateItemsResponse) GetBlocked() *Blocked {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+// Blocked describes a call that the limiter made wait.
+type Blocked struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Caller string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Insert or sample.
+	Operation string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	Done      uint64 `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	Total     uint64 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	WaitedNs  uint64 `protobuf:"varint,5,opt,name=waited_ns,json=waitedNs,proto3" json:"waited_ns,omitempty"`
+	// How many more inserts or samples it needs, or that an item needs a priority above zero.
+	Inserts  uint64 `protobuf:"varint,6,opt,name=inserts,proto3" json:"inserts,omitempty"`
+	Samples  uint64 `protobuf:"varint,7,opt,name=samples,proto3" json:"samples,omitempty"`
+	Priority bool   `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
+	// The caller that last did what is waited for.
+	From string `protobuf:"bytes,9,opt,name=from,proto3" json:"from,omitempty"`
+	// All of it in words.
+	Text          string `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blocked) Reset() {
+	*x = Blocked{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blocked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blocked) ProtoMessage() {}
+
+func (x *Blocked) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blocked.ProtoReflect.Descriptor instead.
+func (*Blocked) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Blocked) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Blocked) GetOperation() string {
+	if x != nil {
+		return x.Operation
+	}
+	return ""
+}
+
+func (x *Blocked) GetDone() uint64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *Blocked) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Blocked) GetWaitedNs() uint64 {
+	if x != nil {
+		return x.WaitedNs
+	}
+	return 0
+}
+
+func (x *Blocked) GetInserts() uint64 {
+	if x != nil {
+		return x.Inserts
+	}
+	return 0
+}
+
+func (x *Blocked) GetSamples() uint64 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+func (x *Blocked) GetPriority() bool {
+	if x != nil {
+		return x.Priority
+	}
+	return false
+}
+
+func (x *Blocked) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Blocked) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type SampleItemsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Items uint32                 `protobuf:"varint,2,opt,name=items,proto3" json:"items,omitempty"`
+	// As in CreateItemsRequest.
+	WaitMs uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	// The exponent of the importance weights.
+	Beta float64 `protobuf:"fixed64,5,opt,name=beta,proto3" json:"beta,omitempty"`
+	// How many items that the caller sampled before had rows that were overwritten before it could
+	// read them. They are given back to the limiter first.
+	Returned      uint32 `protobuf:"varint,6,opt,name=returned,proto3" json:"returned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SampleItemsRequest) Reset() {
+	*x = SampleItemsRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SampleItemsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SampleItemsRequest) ProtoMessage() {}
+
+func (x *SampleItemsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SampleItemsRequest.ProtoReflect.Descriptor instead.
+func (*SampleItemsRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SampleItemsRequest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *SampleItemsRequest) GetItems() uint32 {
+	if x != nil {
+		return x.Items
+	}
+	return 0
+}
+
+func (x *SampleItemsRequest) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+func (x *SampleItemsRequest) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *SampleItemsRequest) GetBeta() float64 {
+	if x != nil {
+		return x.Beta
+	}
+	return 0
+}
+
+func (x *SampleItemsRequest) GetReturned() uint32 {
+	if x != nil {
+		return x.Returned
+	}
+	return 0
+}
+
+// SampledItem is an item as it was after it was drawn.
+type SampledItem struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Key         uint64                 `protobuf:"fixed64,1,opt,name=key,proto3" json:"key,omitempty"`
+	Runs        []*Run                 `protobuf:"bytes,2,rep,name=runs,proto3" json:"runs,omitempty"`
+	Probability float64                `protobuf:"fixed64,3,opt,name=probability,proto3" json:"probability,omitempty"`
+	Weight      float64                `protobuf:"fixed64,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	Priority    float64                `protobuf:"fixed64,5,opt,name=priority,proto3" json:"priority,omitempty"`
+	Sampled     uint32                 `protobuf:"varint,6,opt,name=sampled,proto3" json:"sampled,omitempty"`
+	TableSize   uint64                 `protobuf:"varint,7,opt,name=table_size,json=tableSize,proto3" json:"table_size,omitempty"`
+	AgeNs       uint64                 `protobuf:"varint,8,opt,name=age_ns,json=ageNs,proto3" json:"age_ns,omitempty"`
+	// The limiter made the call wait for it.
+	Held          bool `protobuf:"varint,9,opt,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SampledItem) Reset() {
+	*x = SampledItem{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SampledItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SampledItem) ProtoMessage() {}
+
+func (x *SampledItem) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SampledItem.ProtoReflect.Descriptor instead.
+func (*SampledItem) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SampledItem) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *SampledItem) GetRuns() []*Run {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+func (x *SampledItem) GetProbability() float64 {
+	if x != nil {
+		return x.Probability
+	}
+	return 0
+}
+
+func (x *SampledItem) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *SampledItem) GetPriority() float64 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *SampledItem) GetSampled() uint32 {
+	if x != nil {
+		return x.Sampled
+	}
+	return 0
+}
+
+func (x *SampledItem) GetTableSize() uint64 {
+	if x != nil {
+		return x.TableSize
+	}
+	return 0
+}
+
+func (x *SampledItem) GetAgeNs() uint64 {
+	if x != nil {
+		return x.AgeNs
+	}
+	return 0
+}
+
+func (x *SampledItem) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+type SampleItemsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All of those wanted, or fewer if the limiter blocked the rest.
+	Items         []*SampledItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	Blocked       *Blocked       `protobuf:"bytes,2,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SampleItemsResponse) Reset() {
+	*x = SampleItemsResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SampleItemsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SampleItemsResponse) ProtoMessage() {}
+
+func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SampleItemsResponse.ProtoReflect.Descriptor instead.
+func (*SampleItemsResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SampleItemsResponse) GetItems() []*SampledItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *SampleItemsResponse) GetBlocked() *Blocked {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+type UpdatePrioritiesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Keys  []uint64               `protobuf:"fixed64,2,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	// One for each key, finite and not negative.
+	Priorities    []float64 `protobuf:"fixed64,3,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdatePrioritiesRequest) Reset() {
+	*x = UpdatePrioritiesRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdatePrioritiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdatePrioritiesRequest) ProtoMessage() {}
+
+func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
+func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *UpdatePrioritiesRequest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *UpdatePrioritiesRequest) GetKeys() []uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *UpdatePrioritiesRequest) GetPriorities() []float64 {
+	if x != nil {
+		return x.Priorities
+	}
+	return nil
+}
+
+type UpdatePrioritiesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many of the items had left the table.
+	Stale         uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdatePrioritiesResponse) Reset() {
+	*x = UpdatePrioritiesResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdatePrioritiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdatePrioritiesResponse) ProtoMessage() {}
+
+func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
+func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *UpdatePrioritiesResponse) GetStale() uint64 {
+	if x != nil {
+		return x.Stale
+	}
+	return 0
+}
+
+type DeleteItemsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Keys          []uint64               `protobuf:"fixed64,2,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteItemsRequest) Reset() {
+	*x = DeleteItemsRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteItemsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteItemsRequest) ProtoMessage() {}
+
+func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
+func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DeleteItemsRequest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *DeleteItemsRequest) GetKeys() []uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type DeleteItemsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many of the items had left the table.
+	Stale         uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteItemsResponse) Reset() {
+	*x = DeleteItemsResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteItemsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteItemsResponse) ProtoMessage() {}
+
+func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
+func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DeleteItemsResponse) GetStale() uint64 {
+	if x != nil {
+		return x.Stale
+	}
+	return 0
+}
+
+type SetLimiterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Limiter       *Limiter               `protobuf:"bytes,2,opt,name=limiter,proto3" json:"limiter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLimiterRequest) Reset() {
+	*x = SetLimiterRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLimiterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLimiterRequest) ProtoMessage() {}
+
+func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
+func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetLimiterRequest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *SetLimiterRequest) GetLimiter() *Limiter {
+	if x != nil {
+		return x.Limiter
+	}
+	return nil
+}
+
+type SetLimiterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLimiterResponse) Reset() {
+	*x = SetLimiterResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLimiterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLimiterResponse) ProtoMessage() {}
+
+func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
+func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+}
+
+type InspectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty for all tables.
+	Table         string `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectRequest) Reset() {
+	*x = InspectRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectRequest) ProtoMessage() {}
+
+func (x *InspectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
+func (*InspectRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *InspectRequest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+type InspectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tables        []*TableInfo           `protobuf:"bytes,1,rep,name=tables,proto3" json:"tables,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectResponse) Reset() {
+	*x = InspectResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectResponse) ProtoMessage() {}
+
+func (x *InspectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
+func (*InspectResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *InspectResponse) GetTables() []*TableInfo {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
+}
+
+// TableInfo describes a table at one time.
+type TableInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it was configured, with defaults, and the limiter in use.
+	Config   *TableConfig `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	Size     uint64       `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Inserted uint64       `protobuf:"varint,3,opt,name=inserted,proto3" json:"inserted,omitempty"`
+	Sampled  uint64       `protobuf:"varint,4,opt,name=sampled,proto3" json:"sampled,omitempty"`
+	// Why items left the table, and how many were not inserted because a row was overwritten already.
+	Overwritten uint64 `protobuf:"varint,5,opt,name=overwritten,proto3" json:"overwritten,omitempty"`
+	Evicted     uint64 `protobuf:"varint,6,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	Exhausted   uint64 `protobuf:"varint,7,opt,name=exhausted,proto3" json:"exhausted,omitempty"`
+	Deleted     uint64 `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Late        uint64 `protobuf:"varint,9,opt,name=late,proto3" json:"late,omitempty"`
+	// How many updates and deletions found no item, and how many samples were given back.
+	Stale    uint64 `protobuf:"varint,10,opt,name=stale,proto3" json:"stale,omitempty"`
+	Returned uint64 `protobuf:"varint,11,opt,name=returned,proto3" json:"returned,omitempty"`
+	// Of a limiter with samples per insert: how many samples are due, and the bounds of that.
+	Difference float64 `protobuf:"fixed64,12,opt,name=difference,proto3" json:"difference,omitempty"`
+	Low        float64 `protobuf:"fixed64,13,opt,name=low,proto3" json:"low,omitempty"`
+	High       float64 `protobuf:"fixed64,14,opt,name=high,proto3" json:"high,omitempty"`
+	// The calls that wait, inserts first, in the order in which they are served.
+	Blocked []*Blocked `protobuf:"bytes,15,rep,name=blocked,proto3" json:"blocked,omitempty"`
+	// Minimum, quantiles of 10, 25, 50, 75 and 90 percent, and maximum: estimates in large tables.
+	Priorities    []float64 `protobuf:"fixed64,16,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	TimesSampled  []float64 `protobuf:"fixed64,17,rep,packed,name=times_sampled,json=timesSampled,proto3" json:"times_sampled,omitempty"`
+	OpenNs        uint64    `protobuf:"varint,18,opt,name=open_ns,json=openNs,proto3" json:"open_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableInfo) Reset() {
+	*x = TableInfo{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableInfo) ProtoMessage() {}
+
+func (x *TableInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
+func (*TableInfo) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *TableInfo) GetConfig() *TableConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *TableInfo) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *TableInfo) GetInserted() uint64 {
+	if x != nil {
+		return x.Inserted
+	}
+	return 0
+}
+
+func (x *TableInfo) GetSampled() uint64 {
+	if x != nil {
+		return x.Sampled
+	}
+	return 0
+}
+
+func (x *TableInfo) GetOverwritten() uint64 {
+	if x != nil {
+		return x.Overwritten
+	}
+	return 0
+}
+
+func (x *TableInfo) GetEvicted() uint64 {
+	if x != nil {
+		return x.Evicted
+	}
+	return 0
+}
+
+func (x *TableInfo) GetExhausted() uint64 {
+	if x != nil {
+		return x.Exhausted
+	}
+	return 0
+}
+
+func (x *TableInfo) GetDeleted() uint64 {
+	if x != nil {
+		return x.Deleted
+	}
+	return 0
+}
+
+func (x *TableInfo) GetLate() uint64 {
+	if x != nil {
+		return x.Late
+	}
+	return 0
+}
+
+func (x *TableInfo) GetStale() uint64 {
+	if x != nil {
+		return x.Stale
+	}
+	return 0
+}
+
+func (x *TableInfo) GetReturned() uint64 {
+	if x != nil {
+		return x.Returned
+	}
+	return 0
+}
+
+func (x *TableInfo) GetDifference() float64 {
+	if x != nil {
+		return x.Difference
+	}
+	return 0
+}
+
+func (x *TableInfo) GetLow() float64 {
+	if x != nil {
+		return x.Low
+	}
+	return 0
+}
+
+func (x *TableInfo) GetHigh() float64 {
+	if x != nil {
+		return x.High
+	}
+	return 0
+}
+
+func (x *TableInfo) GetBlocked() []*Blocked {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+func (x *TableInfo) GetPriorities() []float64 {
+	if x != nil {
+		return x.Priorities
+	}
+	return nil
+}
+
+func (x *TableInfo) GetTimesSampled() []float64 {
+	if x != nil {
+		return x.TimesSampled
+	}
+	return nil
+}
+
+func (x *TableInfo) GetOpenNs() uint64 {
+	if x != nil {
+		return x.OpenNs
+	}
+	return 0
+}
+
 var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xa4\x01\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xdc\x01\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
 	"\tdirectory\x18\x03 \x01(\tR\tdirectory\x12%\n" +
-	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\"\x11\n" +
+	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\x126\n" +
+	"\x06tables\x18\x05 \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\"\x83\x02\n" +
+	"\vTableConfig\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
+	"\asampler\x18\x02 \x01(\v2\x1b.raylink.replay.v1.SelectorR\asampler\x125\n" +
+	"\aremover\x18\x03 \x01(\v2\x1b.raylink.replay.v1.SelectorR\aremover\x12\x1b\n" +
+	"\tmax_items\x18\x04 \x01(\x04R\bmaxItems\x12\x1f\n" +
+	"\vmax_sampled\x18\x05 \x01(\rR\n" +
+	"maxSampled\x124\n" +
+	"\alimiter\x18\x06 \x01(\v2\x1a.raylink.replay.v1.LimiterR\alimiter\"[\n" +
+	"\bSelector\x123\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1f.raylink.replay.v1.SelectorKindR\x04kind\x12\x1a\n" +
+	"\bexponent\x18\x02 \x01(\x01R\bexponent\"\xba\x01\n" +
+	"\aLimiter\x122\n" +
+	"\x04rule\x18\x01 \x01(\x0e2\x1e.raylink.replay.v1.LimiterRuleR\x04rule\x12\x19\n" +
+	"\bmin_size\x18\x02 \x01(\x04R\aminSize\x12,\n" +
+	"\x12samples_per_insert\x18\x03 \x01(\x01R\x10samplesPerInsert\x12\x16\n" +
+	"\x06buffer\x18\x04 \x01(\x01R\x06buffer\x12\x1a\n" +
+	"\bcapacity\x18\x05 \x01(\x04R\bcapacity\"\x11\n" +
 	"\x0fDescribeRequest\"\xbe\x01\n" +
 	"\x10DescribeResponse\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
@@ -916,18 +2477,137 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x04R\x06before\"@\n" +
 	"\x0eNewestResponse\x12.\n" +
-	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch*j\n" +
+	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"3\n" +
+	"\x03Run\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\"`\n" +
+	"\x04Item\x12*\n" +
+	"\x04runs\x18\x01 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12\x1f\n" +
+	"\bpriority\x18\x02 \x01(\x01H\x00R\bpriority\x88\x01\x01B\v\n" +
+	"\t_priority\"\x8a\x01\n" +
+	"\x12CreateItemsRequest\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12-\n" +
+	"\x05items\x18\x02 \x03(\v2\x17.raylink.replay.v1.ItemR\x05items\x12\x17\n" +
+	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12\x16\n" +
+	"\x06caller\x18\x04 \x01(\tR\x06caller\"_\n" +
+	"\x13CreateItemsResponse\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\x06R\x04keys\x124\n" +
+	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xfe\x01\n" +
+	"\aBlocked\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x1c\n" +
+	"\toperation\x18\x02 \x01(\tR\toperation\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\x04R\x04done\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x04R\x05total\x12\x1b\n" +
+	"\twaited_ns\x18\x05 \x01(\x04R\bwaitedNs\x12\x18\n" +
+	"\ainserts\x18\x06 \x01(\x04R\ainserts\x12\x18\n" +
+	"\asamples\x18\a \x01(\x04R\asamples\x12\x1a\n" +
+	"\bpriority\x18\b \x01(\bR\bpriority\x12\x12\n" +
+	"\x04from\x18\t \x01(\tR\x04from\x12\x12\n" +
+	"\x04text\x18\n" +
+	" \x01(\tR\x04text\"\xa1\x01\n" +
+	"\x12SampleItemsRequest\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x14\n" +
+	"\x05items\x18\x02 \x01(\rR\x05items\x12\x17\n" +
+	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12\x16\n" +
+	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x12\n" +
+	"\x04beta\x18\x05 \x01(\x01R\x04beta\x12\x1a\n" +
+	"\breturned\x18\x06 \x01(\rR\breturned\"\x85\x02\n" +
+	"\vSampledItem\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x06R\x03key\x12*\n" +
+	"\x04runs\x18\x02 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12 \n" +
+	"\vprobability\x18\x03 \x01(\x01R\vprobability\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\x01R\x06weight\x12\x1a\n" +
+	"\bpriority\x18\x05 \x01(\x01R\bpriority\x12\x18\n" +
+	"\asampled\x18\x06 \x01(\rR\asampled\x12\x1d\n" +
+	"\n" +
+	"table_size\x18\a \x01(\x04R\ttableSize\x12\x15\n" +
+	"\x06age_ns\x18\b \x01(\x04R\x05ageNs\x12\x12\n" +
+	"\x04held\x18\t \x01(\bR\x04held\"\x81\x01\n" +
+	"\x13SampleItemsResponse\x124\n" +
+	"\x05items\x18\x01 \x03(\v2\x1e.raylink.replay.v1.SampledItemR\x05items\x124\n" +
+	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"c\n" +
+	"\x17UpdatePrioritiesRequest\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x1e\n" +
+	"\n" +
+	"priorities\x18\x03 \x03(\x01R\n" +
+	"priorities\"0\n" +
+	"\x18UpdatePrioritiesResponse\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\x04R\x05stale\">\n" +
+	"\x12DeleteItemsRequest\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\x06R\x04keys\"+\n" +
+	"\x13DeleteItemsResponse\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\x04R\x05stale\"_\n" +
+	"\x11SetLimiterRequest\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x124\n" +
+	"\alimiter\x18\x02 \x01(\v2\x1a.raylink.replay.v1.LimiterR\alimiter\"\x14\n" +
+	"\x12SetLimiterResponse\"&\n" +
+	"\x0eInspectRequest\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\"G\n" +
+	"\x0fInspectResponse\x124\n" +
+	"\x06tables\x18\x01 \x03(\v2\x1c.raylink.replay.v1.TableInfoR\x06tables\"\xa1\x04\n" +
+	"\tTableInfo\x126\n" +
+	"\x06config\x18\x01 \x01(\v2\x1e.raylink.replay.v1.TableConfigR\x06config\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1a\n" +
+	"\binserted\x18\x03 \x01(\x04R\binserted\x12\x18\n" +
+	"\asampled\x18\x04 \x01(\x04R\asampled\x12 \n" +
+	"\voverwritten\x18\x05 \x01(\x04R\voverwritten\x12\x18\n" +
+	"\aevicted\x18\x06 \x01(\x04R\aevicted\x12\x1c\n" +
+	"\texhausted\x18\a \x01(\x04R\texhausted\x12\x18\n" +
+	"\adeleted\x18\b \x01(\x04R\adeleted\x12\x12\n" +
+	"\x04late\x18\t \x01(\x04R\x04late\x12\x14\n" +
+	"\x05stale\x18\n" +
+	" \x01(\x04R\x05stale\x12\x1a\n" +
+	"\breturned\x18\v \x01(\x04R\breturned\x12\x1e\n" +
+	"\n" +
+	"difference\x18\f \x01(\x01R\n" +
+	"difference\x12\x10\n" +
+	"\x03low\x18\r \x01(\x01R\x03low\x12\x12\n" +
+	"\x04high\x18\x0e \x01(\x01R\x04high\x124\n" +
+	"\ablocked\x18\x0f \x03(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x1e\n" +
+	"\n" +
+	"priorities\x18\x10 \x03(\x01R\n" +
+	"priorities\x12#\n" +
+	"\rtimes_sampled\x18\x11 \x03(\x01R\ftimesSampled\x12\x17\n" +
+	"\aopen_ns\x18\x12 \x01(\x04R\x06openNs*\xe5\x01\n" +
+	"\fSelectorKind\x12\x1d\n" +
+	"\x19SELECTOR_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15SELECTOR_KIND_UNIFORM\x10\x01\x12\x1d\n" +
+	"\x19SELECTOR_KIND_PRIORITIZED\x10\x02\x12\x16\n" +
+	"\x12SELECTOR_KIND_FIFO\x10\x03\x12\x16\n" +
+	"\x12SELECTOR_KIND_LIFO\x10\x04\x12\x18\n" +
+	"\x14SELECTOR_KIND_LOWEST\x10\x05\x12\x19\n" +
+	"\x15SELECTOR_KIND_HIGHEST\x10\x06\x12\x17\n" +
+	"\x13SELECTOR_KIND_EPOCH\x10\a*\x80\x01\n" +
+	"\vLimiterRule\x12\x1c\n" +
+	"\x18LIMITER_RULE_UNSPECIFIED\x10\x00\x12#\n" +
+	"\x1fLIMITER_RULE_SAMPLES_PER_INSERT\x10\x01\x12\x16\n" +
+	"\x12LIMITER_RULE_QUEUE\x10\x02\x12\x16\n" +
+	"\x12LIMITER_RULE_STACK\x10\x03*\xcb\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_BATCH\x10\x01\x12\x11\n" +
 	"\rREASON_LAYOUT\x10\x02\x12\x10\n" +
 	"\fREASON_ENDED\x10\x03\x12\x11\n" +
-	"\rREASON_CLOSED\x10\x042\x9f\x03\n" +
+	"\rREASON_CLOSED\x10\x04\x12\x10\n" +
+	"\fREASON_TABLE\x10\x05\x12\x12\n" +
+	"\x0eREASON_LIMITER\x10\x06\x12\x0f\n" +
+	"\vREASON_ITEM\x10\a\x12\x13\n" +
+	"\x0fREASON_PRIORITY\x10\b\x12\x13\n" +
+	"\x0fREASON_ARGUMENT\x10\t2\x8f\b\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
 	"\x06Sample\x12 .raylink.replay.v1.SampleRequest\x1a!.raylink.replay.v1.SampleResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
-	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
+	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
+	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
+	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12u\n" +
+	"\x10UpdatePriorities\x12*.raylink.replay.v1.UpdatePrioritiesRequest\x1a+.raylink.replay.v1.UpdatePrioritiesResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
+	"\vDeleteItems\x12%.raylink.replay.v1.DeleteItemsRequest\x1a&.raylink.replay.v1.DeleteItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12c\n" +
+	"\n" +
+	"SetLimiter\x12$.raylink.replay.v1.SetLimiterRequest\x1a%.raylink.replay.v1.SetLimiterResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
+	"\aInspect\x12!.raylink.replay.v1.InspectRequest\x1a\".raylink.replay.v1.InspectResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
 	"\x06replay\x12\x1eraylink.replay.v1.ReplayConfigB;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
 
 var (
@@ -942,49 +2622,99 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 	return file_raylink_replay_v1_replay_proto_rawDescData
 }
 
-var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
-	(Reason)(0),              // 0: raylink.replay.v1.Reason
-	(*ReplayConfig)(nil),     // 1: raylink.replay.v1.ReplayConfig
-	(*DescribeRequest)(nil),  // 2: raylink.replay.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 3: raylink.replay.v1.DescribeResponse
-	(*Batch)(nil),            // 4: raylink.replay.v1.Batch
-	(*WriteRequest)(nil),     // 5: raylink.replay.v1.WriteRequest
-	(*WriteResponse)(nil),    // 6: raylink.replay.v1.WriteResponse
-	(*NoRoom)(nil),           // 7: raylink.replay.v1.NoRoom
-	(*Holder)(nil),           // 8: raylink.replay.v1.Holder
-	(*Failure)(nil),          // 9: raylink.replay.v1.Failure
-	(*SampleRequest)(nil),    // 10: raylink.replay.v1.SampleRequest
-	(*SampleResponse)(nil),   // 11: raylink.replay.v1.SampleResponse
-	(*NewestRequest)(nil),    // 12: raylink.replay.v1.NewestRequest
-	(*NewestResponse)(nil),   // 13: raylink.replay.v1.NewestResponse
-	(*v1.Column)(nil),        // 14: raylink.tensor.v1.Column
-	(*v1.Tensor)(nil),        // 15: raylink.tensor.v1.Tensor
+	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
+	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
+	(Reason)(0),                      // 2: raylink.replay.v1.Reason
+	(*ReplayConfig)(nil),             // 3: raylink.replay.v1.ReplayConfig
+	(*TableConfig)(nil),              // 4: raylink.replay.v1.TableConfig
+	(*Selector)(nil),                 // 5: raylink.replay.v1.Selector
+	(*Limiter)(nil),                  // 6: raylink.replay.v1.Limiter
+	(*DescribeRequest)(nil),          // 7: raylink.replay.v1.DescribeRequest
+	(*DescribeResponse)(nil),         // 8: raylink.replay.v1.DescribeResponse
+	(*Batch)(nil),                    // 9: raylink.replay.v1.Batch
+	(*WriteRequest)(nil),             // 10: raylink.replay.v1.WriteRequest
+	(*WriteResponse)(nil),            // 11: raylink.replay.v1.WriteResponse
+	(*NoRoom)(nil),                   // 12: raylink.replay.v1.NoRoom
+	(*Holder)(nil),                   // 13: raylink.replay.v1.Holder
+	(*Failure)(nil),                  // 14: raylink.replay.v1.Failure
+	(*SampleRequest)(nil),            // 15: raylink.replay.v1.SampleRequest
+	(*SampleResponse)(nil),           // 16: raylink.replay.v1.SampleResponse
+	(*NewestRequest)(nil),            // 17: raylink.replay.v1.NewestRequest
+	(*NewestResponse)(nil),           // 18: raylink.replay.v1.NewestResponse
+	(*Run)(nil),                      // 19: raylink.replay.v1.Run
+	(*Item)(nil),                     // 20: raylink.replay.v1.Item
+	(*CreateItemsRequest)(nil),       // 21: raylink.replay.v1.CreateItemsRequest
+	(*CreateItemsResponse)(nil),      // 22: raylink.replay.v1.CreateItemsResponse
+	(*Blocked)(nil),                  // 23: raylink.replay.v1.Blocked
+	(*SampleItemsRequest)(nil),       // 24: raylink.replay.v1.SampleItemsRequest
+	(*SampledItem)(nil),              // 25: raylink.replay.v1.SampledItem
+	(*SampleItemsResponse)(nil),      // 26: raylink.replay.v1.SampleItemsResponse
+	(*UpdatePrioritiesRequest)(nil),  // 27: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 28: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 29: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 30: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 31: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 32: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 33: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 34: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 35: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 36: raylink.tensor.v1.Column
+	(*v1.Tensor)(nil),                // 37: raylink.tensor.v1.Tensor
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	14, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
-	14, // 1: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
-	15, // 2: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
-	4,  // 3: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
-	7,  // 4: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	8,  // 5: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
-	0,  // 6: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
-	4,  // 7: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
-	4,  // 8: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	2,  // 9: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	5,  // 10: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	10, // 11: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	12, // 12: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	3,  // 13: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	6,  // 14: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	11, // 15: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	13, // 16: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	36, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
+	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
+	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
+	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
+	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
+	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
+	36, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	37, // 8: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	9,  // 9: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
+	12, // 10: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
+	13, // 11: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	2,  // 12: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
+	9,  // 13: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
+	9,  // 14: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
+	19, // 15: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	20, // 16: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
+	23, // 17: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	19, // 18: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	25, // 19: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
+	23, // 20: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	6,  // 21: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
+	35, // 22: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	4,  // 23: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	23, // 24: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	7,  // 25: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 26: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	15, // 27: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	17, // 28: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	21, // 29: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	24, // 30: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	27, // 31: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	29, // 32: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	31, // 33: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	33, // 34: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	8,  // 35: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 36: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	16, // 37: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	18, // 38: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	22, // 39: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 40: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	28, // 41: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	30, // 42: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	32, // 43: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	34, // 44: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	35, // [35:45] is the sub-list for method output_type
+	25, // [25:35] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -992,13 +2722,14 @@ func file_raylink_replay_v1_replay_proto_init() {
 	if File_raylink_replay_v1_replay_proto != nil {
 		return
 	}
+	file_raylink_replay_v1_replay_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   13,
+			NumEnums:      3,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -66,18 +66,21 @@ func (e *PriorityError) Error() string {
 // Is reports whether target is [ErrPriority].
 func (*PriorityError) Is(target error) bool { return target == ErrPriority }
 
-// BlockedError means that the context of a call ended while the limiter made it wait. It matches
-// [ErrBlocked] and the context's error.
+// BlockedError means that the context of a call ended while the limiter made it wait, or that the
+// call should not wait. It matches [ErrBlocked] and the context's error.
 type BlockedError struct {
 	Blocked
 
 	Table string
-	// Cause is the context's error.
+	// Cause is the context's error, or nil if the call should not wait.
 	Cause error
 }
 
 // Error says what was done and what the call waited for.
 func (e *BlockedError) Error() string {
+	if e.Cause == nil {
+		return fmt.Sprintf("table %q: %v", e.Table, e.Blocked)
+	}
 	return fmt.Sprintf("table %q: %v: %v", e.Table, e.Blocked, e.Cause)
 }
 

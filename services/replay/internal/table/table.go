@@ -191,6 +191,17 @@ func (t *Table) Close(cause error) {
 //
 // The items must not be modified before Insert has returned.
 func (t *Table) Insert(ctx context.Context, caller string, items []Item, keys []Key) (int, error) {
+	return t.insert(ctx, &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items)})
+}
+
+// TryInsert is Insert, except that it does not wait: where the limiter requires it, the error is a
+// [BlockedError].
+func (t *Table) TryInsert(caller string, items []Item, keys []Key) (int, error) {
+	return t.insert(context.Background(), &waiter{op: Insert, try: true, caller: caller, items: items, keys: keys, total: len(items)})
+}
+
+func (t *Table) insert(ctx context.Context, w *waiter) (int, error) {
+	items, keys := w.items, w.keys
 	if len(keys) != len(items) {
 		return 0, fmt.Errorf("insert %d items into table %q: %w: there is room for %d keys", len(items), t.config.Name, ErrArgument, len(keys))
 	}
@@ -204,7 +215,6 @@ func (t *Table) Insert(ctx context.Context, caller string, items []Item, keys []
 			}
 		}
 	}
-	w := &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items)}
 	return t.wait(ctx, &t.inserters, w)
 }
 
@@ -223,11 +233,21 @@ type SampleOptions struct {
 // drew: all, or those before the context ended ([BlockedError]) or the table was closed. They count
 // as sampled.
 func (t *Table) Sample(ctx context.Context, dst []Sample, options SampleOptions) (int, error) {
+	return t.sample(ctx, &waiter{op: Draw, samples: dst, total: len(dst)}, options)
+}
+
+// TrySample is Sample, except that it does not wait: where the limiter requires it, the error is a
+// [BlockedError].
+func (t *Table) TrySample(dst []Sample, options SampleOptions) (int, error) {
+	return t.sample(context.Background(), &waiter{op: Draw, try: true, samples: dst, total: len(dst)}, options)
+}
+
+func (t *Table) sample(ctx context.Context, w *waiter, options SampleOptions) (int, error) {
 	if !(options.Beta >= 0) || math.IsInf(options.Beta, 0) {
 		return 0, fmt.Errorf("sample table %q: %w: the exponent of weights is %g: it must be finite and not negative",
 			t.config.Name, ErrArgument, options.Beta)
 	}
-	w := &waiter{op: Draw, caller: options.Caller, samples: dst, beta: options.Beta, total: len(dst)}
+	w.caller, w.beta = options.Caller, options.Beta
 	return t.wait(ctx, &t.samplers, w)
 }
 

@@ -12,6 +12,8 @@ import (
 type waiter struct {
 	op     Op
 	caller string
+	// try means that the call does not wait.
+	try bool
 	// done of total items were processed.
 	done, total int
 
@@ -82,7 +84,13 @@ func (t *Table) wait(ctx context.Context, q *queue, w *waiter) (int, error) {
 		t.mu.Unlock()
 		return w.total, nil
 	}
-	w.ready, w.since = make(chan struct{}), now
+	w.since = now
+	if w.try {
+		defer t.mu.Unlock()
+		t.serve()
+		return w.done, &BlockedError{Blocked: t.blocked(q, w), Table: t.config.Name}
+	}
+	w.ready = make(chan struct{})
 	e := q.PushBack(w)
 	t.serve()
 	t.mu.Unlock()

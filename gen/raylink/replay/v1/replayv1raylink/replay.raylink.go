@@ -88,6 +88,66 @@ var replayService = runtime.GeneratedService{
 			},
 			Concurrent: true,
 		},
+		{
+			Name: "CreateItems",
+			NewRequest: func() proto.Message {
+				return new(replayv1.CreateItemsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.CreateItemsResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "SampleItems",
+			NewRequest: func() proto.Message {
+				return new(replayv1.SampleItemsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.SampleItemsResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "UpdatePriorities",
+			NewRequest: func() proto.Message {
+				return new(replayv1.UpdatePrioritiesRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.UpdatePrioritiesResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "DeleteItems",
+			NewRequest: func() proto.Message {
+				return new(replayv1.DeleteItemsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.DeleteItemsResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "SetLimiter",
+			NewRequest: func() proto.Message {
+				return new(replayv1.SetLimiterRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.SetLimiterResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Inspect",
+			NewRequest: func() proto.Message {
+				return new(replayv1.InspectRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.InspectResponse)
+			},
+			Concurrent: true,
+		},
 	},
 }
 
@@ -141,6 +201,78 @@ var replayHandlers = []runtime.GeneratedHandler{
 			return res, nil
 		},
 	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).CreateItems(ctx, req.(*replayv1.CreateItemsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.CreateItemsResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).SampleItems(ctx, req.(*replayv1.SampleItemsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.SampleItemsResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).UpdatePriorities(ctx, req.(*replayv1.UpdatePrioritiesRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.UpdatePrioritiesResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).DeleteItems(ctx, req.(*replayv1.DeleteItemsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.DeleteItemsResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).SetLimiter(ctx, req.(*replayv1.SetLimiterRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.SetLimiterResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Inspect(ctx, req.(*replayv1.InspectRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.InspectResponse)
+			}
+			return res, nil
+		},
+	},
 }
 
 // ReplayNode is the interface that a node of the service raylink.replay.v1.Replay implements. Its
@@ -160,6 +292,24 @@ type ReplayNode interface {
 
 	// Newest reads the newest rows.
 	Newest(context.Context, *replayv1.NewestRequest) (*replayv1.NewestResponse, error)
+
+	// CreateItems inserts items into a table.
+	CreateItems(context.Context, *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error)
+
+	// SampleItems draws items of a table. Their rows are read from the ring.
+	SampleItems(context.Context, *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error)
+
+	// UpdatePriorities changes the priorities of items.
+	UpdatePriorities(context.Context, *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error)
+
+	// DeleteItems removes items from a table.
+	DeleteItems(context.Context, *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error)
+
+	// SetLimiter replaces a table's limiter.
+	SetLimiter(context.Context, *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error)
+
+	// Inspect describes tables. It does not scan them.
+	Inspect(context.Context, *replayv1.InspectRequest) (*replayv1.InspectResponse, error)
 }
 
 // UnimplementedReplayNode returns an error with the code Unimplemented from every method. A node
@@ -184,6 +334,36 @@ func (UnimplementedReplayNode) Sample(context.Context, *replayv1.SampleRequest) 
 // Newest returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Newest(context.Context, *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Newest is not implemented")
+}
+
+// CreateItems returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) CreateItems(context.Context, *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/CreateItems is not implemented")
+}
+
+// SampleItems returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) SampleItems(context.Context, *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/SampleItems is not implemented")
+}
+
+// UpdatePriorities returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) UpdatePriorities(context.Context, *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/UpdatePriorities is not implemented")
+}
+
+// DeleteItems returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) DeleteItems(context.Context, *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/DeleteItems is not implemented")
+}
+
+// SetLimiter returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) SetLimiter(context.Context, *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/SetLimiter is not implemented")
+}
+
+// Inspect returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Inspect(context.Context, *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Inspect is not implemented")
 }
 
 // ReplayType returns the node type "replay", whose nodes setup makes. Setup is called once for each
@@ -262,6 +442,72 @@ func (h *Replay) Newest(ctx context.Context, req *replayv1.NewestRequest) (*repl
 // node's queue is full or its connection is being opened.
 func (h *Replay) NewestAsync(ctx context.Context, req *replayv1.NewestRequest) *runtime.Future[*replayv1.NewestResponse] {
 	return runtime.GeneratedCall[*replayv1.NewestRequest, *replayv1.NewestResponse](3).Async(ctx, h.ref, req)
+}
+
+// CreateItems inserts items into a table.
+func (h *Replay) CreateItems(ctx context.Context, req *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error) {
+	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](4).Unary(ctx, h.ref, req)
+}
+
+// CreateItemsAsync calls CreateItems and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Replay) CreateItemsAsync(ctx context.Context, req *replayv1.CreateItemsRequest) *runtime.Future[*replayv1.CreateItemsResponse] {
+	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](4).Async(ctx, h.ref, req)
+}
+
+// SampleItems draws items of a table. Their rows are read from the ring.
+func (h *Replay) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
+	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](5).Unary(ctx, h.ref, req)
+}
+
+// SampleItemsAsync calls SampleItems and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Replay) SampleItemsAsync(ctx context.Context, req *replayv1.SampleItemsRequest) *runtime.Future[*replayv1.SampleItemsResponse] {
+	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](5).Async(ctx, h.ref, req)
+}
+
+// UpdatePriorities changes the priorities of items.
+func (h *Replay) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](6).Unary(ctx, h.ref, req)
+}
+
+// UpdatePrioritiesAsync calls UpdatePriorities and returns a future of its response or error. It
+// blocks only while the node's queue is full or its connection is being opened.
+func (h *Replay) UpdatePrioritiesAsync(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) *runtime.Future[*replayv1.UpdatePrioritiesResponse] {
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](6).Async(ctx, h.ref, req)
+}
+
+// DeleteItems removes items from a table.
+func (h *Replay) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](7).Unary(ctx, h.ref, req)
+}
+
+// DeleteItemsAsync calls DeleteItems and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Replay) DeleteItemsAsync(ctx context.Context, req *replayv1.DeleteItemsRequest) *runtime.Future[*replayv1.DeleteItemsResponse] {
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](7).Async(ctx, h.ref, req)
+}
+
+// SetLimiter replaces a table's limiter.
+func (h *Replay) SetLimiter(ctx context.Context, req *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](8).Unary(ctx, h.ref, req)
+}
+
+// SetLimiterAsync calls SetLimiter and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Replay) SetLimiterAsync(ctx context.Context, req *replayv1.SetLimiterRequest) *runtime.Future[*replayv1.SetLimiterResponse] {
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](8).Async(ctx, h.ref, req)
+}
+
+// Inspect describes tables. It does not scan them.
+func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](9).Unary(ctx, h.ref, req)
+}
+
+// InspectAsync calls Inspect and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Replay) InspectAsync(ctx context.Context, req *replayv1.InspectRequest) *runtime.Future[*replayv1.InspectResponse] {
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](9).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.

@@ -1,0 +1,120 @@
+package replay
+
+import (
+	"errors"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/replay/internal/table"
+)
+
+// Errors of tables. They are returned wrapped: compare with [errors.Is].
+var (
+	// ErrTable means that the replay has no table of this name.
+	ErrTable = errors.New("no such table")
+	// ErrLimiter means that a limiter can't work in the table, because it could only deadlock.
+	ErrLimiter = table.ErrConfig
+	// ErrItem means that an item can't be inserted.
+	ErrItem = table.ErrItem
+	// ErrPriority means that a priority is negative, not finite or too high.
+	ErrPriority = table.ErrPriority
+	// ErrArgument means that the arguments of a call do not fit together.
+	ErrArgument = table.ErrArgument
+)
+
+// TableOption configures a table.
+type TableOption interface {
+	apply(config *replayv1.TableConfig)
+}
+
+// Table returns the configuration of a table, for [replayv1.ReplayConfig]. By default it samples
+// uniformly, has a million items at most and then removes the one that was inserted first, and lets
+// samples wait while it is empty. docs/replay.md states what the options mean.
+func Table(name string, options ...TableOption) *replayv1.TableConfig {
+	config := &replayv1.TableConfig{Name: name}
+	for _, o := range options {
+		o.apply(config)
+	}
+	return config
+}
+
+// Selector is a way to choose an item. As an option, it is the table's sampler.
+type Selector struct {
+	kind     replayv1.SelectorKind
+	exponent float64
+}
+
+func (s Selector) message() *replayv1.Selector {
+	return &replayv1.Selector{Kind: s.kind, Exponent: s.exponent}
+}
+
+func (s Selector) apply(config *replayv1.TableConfig) { config.Sampler = s.message() }
+
+// Uniform chooses each item with the same probability.
+func Uniform() Selector { return Selector{kind: replayv1.SelectorKind_SELECTOR_KIND_UNIFORM} }
+
+// Prioritized chooses items with probabilities proportional to a power of their priority, and never
+// one of priority 0.
+func Prioritized(exponent float64) Selector {
+	return Selector{kind: replayv1.SelectorKind_SELECTOR_KIND_PRIORITIZED, exponent: exponent}
+}
+
+// FIFO chooses the item that was inserted first.
+func FIFO() Selector { return Selector{kind: replayv1.SelectorKind_SELECTOR_KIND_FIFO} }
+
+// LIFO chooses the item that was inserted last.
+func LIFO() Selector { return Selector{kind: replayv1.SelectorKind_SELECTOR_KIND_LIFO} }
+
+// Lowest chooses the item with the lowest priority; among equals, the one that was inserted first.
+func Lowest() Selector { return Selector{kind: replayv1.SelectorKind_SELECTOR_KIND_LOWEST} }
+
+// Highest chooses the item with the highest priority; among equals, the one that was inserted
+// first.
+func Highest() Selector { return Selector{kind: replayv1.SelectorKind_SELECTOR_KIND_HIGHEST} }
+
+// Epoch chooses uniformly without replacement: each item once, until all were chosen.
+func Epoch() Selector { return Selector{kind: replayv1.SelectorKind_SELECTOR_KIND_EPOCH} }
+
+type option func(config *replayv1.TableConfig)
+
+func (o option) apply(config *replayv1.TableConfig) { o(config) }
+
+// Remover chooses the item that is removed when one is inserted into the full table.
+func Remover(s Selector) TableOption {
+	return option(func(config *replayv1.TableConfig) { config.Remover = s.message() })
+}
+
+// MaxItems is the maximum number of items.
+func MaxItems(n uint64) TableOption {
+	return option(func(config *replayv1.TableConfig) { config.MaxItems = n })
+}
+
+// MaxSampled is how often an item can be sampled before it leaves the table.
+func MaxSampled(times uint32) TableOption {
+	return option(func(config *replayv1.TableConfig) { config.MaxSampled = times })
+}
+
+func limiter(l *replayv1.Limiter) TableOption {
+	return option(func(config *replayv1.TableConfig) { config.Limiter = l })
+}
+
+// MinSize lets samples wait while the table has fewer items.
+func MinSize(items uint64) TableOption { return limiter(&replayv1.Limiter{MinSize: items}) }
+
+// SamplesPerInsert keeps the number of samples near ratio times the number of inserts, once the
+// table has minSize items: up to buffer samples more or less.
+func SamplesPerInsert(ratio float64, minSize uint64, buffer float64) TableOption {
+	return limiter(&replayv1.Limiter{
+		Rule: replayv1.LimiterRule_LIMITER_RULE_SAMPLES_PER_INSERT, MinSize: minSize, SamplesPerInsert: ratio, Buffer: buffer,
+	})
+}
+
+// Queue makes a table with the sampler FIFO a bounded queue: each item is sampled once, and inserts
+// wait while it has as many items as its capacity.
+func Queue(capacity uint64) TableOption {
+	return limiter(&replayv1.Limiter{Rule: replayv1.LimiterRule_LIMITER_RULE_QUEUE, Capacity: capacity})
+}
+
+// Stack is a Queue for the sampler LIFO.
+func Stack(capacity uint64) TableOption {
+	return limiter(&replayv1.Limiter{Rule: replayv1.LimiterRule_LIMITER_RULE_STACK, Capacity: capacity})
+}

@@ -1,0 +1,241 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// tables are those of a node.
+type tables struct {
+	names  []string
+	byName map[string]*table.Table
+
+	// mu guards what finds the oldest row.
+	mu     sync.Mutex
+	reader *ring.ReadHead
+	newest *ring.Batch
+}
+
+// Limits of a node's tables.
+const (
+	defaultMaxItems = 1_000_000
+	// maxWaitForItems is how long a call waits for the limiter. The caller then calls again, and
+	// gets to know what it waits for.
+	maxWaitForItems = 10 * time.Second
+	// maxSampledItems bounds the items of one response.
+	maxSampledItems = 1 << 16
+)
+
+// newTables returns empty tables, or why there can't be such.
+func newTables(configs []*replayv1.TableConfig) (*tables, error) {
+	ts := &tables{byName: make(map[string]*table.Table)}
+	for i, c := range configs {
+		if c.GetName() == "" {
+			return nil, fmt.Errorf("%w: table %d has no name", table.ErrConfig, i)
+		}
+		if ts.byName[c.GetName()] != nil {
+			return nil, fmt.Errorf("%w: there are two tables %q", table.ErrConfig, c.GetName())
+		}
+		config, err := tableConfig(c)
+		if err != nil {
+			return nil, err
+		}
+		t, err := table.New(config)
+		if err != nil {
+			return nil, err
+		}
+		ts.names = append(ts.names, c.GetName())
+		ts.byName[c.GetName()] = t
+	}
+	return ts, nil
+}
+
+func (ts *tables) close(cause error) {
+	for _, t := range ts.byName {
+		t.Close(cause)
+	}
+}
+
+// find returns a table by name.
+func (ts *tables) find(name string) (*table.Table, error) {
+	if t := ts.byName[name]; t != nil {
+		return t, nil
+	}
+	if len(ts.names) == 0 {
+		return nil, fmt.Errorf("%w: %q: the replay has no tables: add them to its configuration", ErrTable, name)
+	}
+	return nil, fmt.Errorf("%w: %q: the replay has %s", ErrTable, name, strings.Join(ts.names, ", "))
+}
+
+// table returns a table from which items of overwritten rows were removed.
+func (n *node) table(ctx context.Context, name string) (*table.Table, error) {
+	t, err := n.tables.find(name)
+	if err != nil {
+		return nil, err
+	}
+	oldest, err := n.oldest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t.Expire(oldest)
+	return t, nil
+}
+
+// oldest returns the sequence number below which all rows were overwritten, or are about to be.
+func (n *node) oldest(ctx context.Context) (uint64, error) {
+	ts := n.tables
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if ts.reader == nil {
+		reader, err := n.ring.Reader()
+		if err != nil {
+			return 0, err
+		}
+		batch, err := ring.NewBatch(n.ring.Layout(), 0)
+		if err != nil {
+			return 0, err
+		}
+		ts.reader, ts.newest = reader, batch
+	}
+	err := ts.reader.Newest(ctx, 1, ts.newest)
+	if errors.Is(err, ring.ErrEmpty) || err == nil && ts.newest.Rows() == 0 {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	next := ts.newest.Sequences()[0] + 1
+	return next - min(next, n.ring.Layout().Capacity), nil
+}
+
+// CreateItems inserts items into a table.
+func (n *node) CreateItems(ctx context.Context, req *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error) {
+	t, err := n.table(ctx, req.GetTable())
+	if err != nil {
+		return nil, connectError(err)
+	}
+	items := itemsOf(req.GetItems())
+	keys := make([]table.Key, len(items))
+	var done int
+	if wait := waitForItems(req.GetWaitMs()); wait > 0 {
+		waiting, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		done, err = t.Insert(waiting, req.GetCaller(), items, keys)
+	} else {
+		done, err = t.TryInsert(req.GetCaller(), items, keys)
+	}
+	res := &replayv1.CreateItemsResponse{Keys: make([]uint64, done)}
+	for i, key := range keys[:done] {
+		res.Keys[i] = uint64(key)
+	}
+	res.Blocked, err = blockedOf(err)
+	if err != nil {
+		return nil, connectError(err)
+	}
+	return res, nil
+}
+
+// SampleItems draws items of a table.
+func (n *node) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
+	if req.GetItems() > maxSampledItems {
+		return nil, connectError(fmt.Errorf("sample %d items of table %q: %w: at most %d fit into one response",
+			req.GetItems(), req.GetTable(), ErrArgument, maxSampledItems))
+	}
+	t, err := n.table(ctx, req.GetTable())
+	if err != nil {
+		return nil, connectError(err)
+	}
+	if req.GetReturned() > 0 {
+		t.Return(int(req.GetReturned()))
+	}
+	samples := make([]table.Sample, req.GetItems())
+	options := table.SampleOptions{Caller: req.GetCaller(), Beta: req.GetBeta()}
+	var done int
+	if wait := waitForItems(req.GetWaitMs()); wait > 0 {
+		waiting, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		done, err = t.Sample(waiting, samples, options)
+	} else {
+		done, err = t.TrySample(samples, options)
+	}
+	res := &replayv1.SampleItemsResponse{Items: make([]*replayv1.SampledItem, done)}
+	for i := range done {
+		res.Items[i] = sampledItemOf(&samples[i])
+	}
+	res.Blocked, err = blockedOf(err)
+	if err != nil {
+		return nil, connectError(err)
+	}
+	return res, nil
+}
+
+// UpdatePriorities changes the priorities of items.
+func (n *node) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
+	t, err := n.table(ctx, req.GetTable())
+	if err != nil {
+		return nil, connectError(err)
+	}
+	stale, err := t.Update(keysOf(req.GetKeys()), req.GetPriorities())
+	if err != nil {
+		return nil, connectError(err)
+	}
+	return &replayv1.UpdatePrioritiesResponse{Stale: uint64(stale)}, nil //nolint:gosec // not negative
+}
+
+// DeleteItems removes items from a table.
+func (n *node) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
+	t, err := n.table(ctx, req.GetTable())
+	if err != nil {
+		return nil, connectError(err)
+	}
+	stale, err := t.Delete(keysOf(req.GetKeys()))
+	if err != nil {
+		return nil, connectError(err)
+	}
+	return &replayv1.DeleteItemsResponse{Stale: uint64(stale)}, nil //nolint:gosec // not negative
+}
+
+// SetLimiter replaces a table's limiter.
+func (n *node) SetLimiter(_ context.Context, req *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
+	t, err := n.tables.find(req.GetTable())
+	if err != nil {
+		return nil, connectError(err)
+	}
+	l, err := limiterOf(req.GetLimiter())
+	if err == nil {
+		err = t.SetLimiter(l)
+	}
+	if err != nil {
+		return nil, connectError(err)
+	}
+	return &replayv1.SetLimiterResponse{}, nil
+}
+
+// Inspect describes tables.
+func (n *node) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
+	names := n.tables.names
+	if req.GetTable() != "" {
+		names = []string{req.GetTable()}
+	}
+	res := &replayv1.InspectResponse{}
+	for _, name := range names {
+		t, err := n.table(ctx, name)
+		if err != nil {
+			return nil, connectError(err)
+		}
+		res.Tables = append(res.Tables, tableInfoOf(t.Inspect()))
+	}
+	return res, nil
+}
+
+func waitForItems(ms uint32) time.Duration {
+	return min(time.Duration(ms)*time.Millisecond, maxWaitForItems)
+}
