@@ -30,7 +30,7 @@ func ofTypedRows() []Mutant {
 		},
 		{
 			Name: "inplace/rows-around-the-end-count-as-contiguous",
-			Edit: Edit{File: inPlace, Func: "InPlace.contiguous", Original: "first%capacity+n <= capacity", Mutated: "n <= capacity"},
+			Edit: Edit{File: inPlace, Func: "InPlace.contiguous", Original: "p.slot+n <= p.head.ring.head.layout.Capacity", Mutated: "p.slot < p.slot+n"},
 			Test: "TestRowsAreWrittenInPlaceWhereTheyAreContiguous",
 		},
 		{

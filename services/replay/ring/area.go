@@ -483,19 +483,22 @@ func (r *Ring) spans(ranges []positions) (spans []Span, rows uint64) {
 	capacity := r.head.layout.Capacity
 	for _, piece := range slices.Backward(ranges) {
 		slot := piece.from % capacity
-		for p := piece.from; p < piece.to; p, slot = p+1, slot+1 {
+		for p := piece.from; p < piece.to; {
 			if slot == capacity {
 				slot = 0
 			}
-			if !word(r.wordAt(r.all, slot).Load()).holds(p) {
+			n := r.heldFrom(p, slot, min(piece.to-p, capacity-slot))
+			if n == 0 {
+				p, slot = p+1, slot+1
 				continue
 			}
-			rows++
+			rows += n
 			if k := len(spans) - 1; k >= 0 && slot != 0 && spans[k].first+uint64(spans[k].rows) == p { //nolint:gosec // positive
-				spans[k].rows++
-				continue
+				spans[k].rows += int(n) //nolint:gosec // at most the capacity
+			} else {
+				spans = append(spans, Span{ring: r, slot: slot, first: p, rows: int(n)}) //nolint:gosec // at most the capacity
 			}
-			spans = append(spans, Span{ring: r, slot: slot, first: p, rows: 1})
+			p, slot = p+n, slot+n
 		}
 	}
 	return spans, rows

@@ -135,11 +135,14 @@ func (r *Ring) newest(ctx context.Context, n, before uint64) (ranges []positions
 		if r.blockRound(slot>>blockShift).Load() < round {
 			p = end
 		}
-		for ; p > end && found < n; p, slot = p-1, slot-1 {
-			if word(r.wordAt(r.all, slot).Load()).holds(p - 1) {
-				ranges = addPosition(ranges, p-1)
-				found++
+		for p > end && found < n {
+			rows := r.heldBefore(p, slot, min(p-end, n-found))
+			if rows == 0 {
+				p, slot = p-1, slot-1
+				continue
 			}
+			ranges = addPositions(ranges, positions{p - rows, p})
+			p, slot, found = p-rows, slot-rows, found+rows
 		}
 	}
 	if found == n || oldest == 0 {
@@ -147,7 +150,7 @@ func (r *Ring) newest(ctx context.Context, n, before uint64) (ranges []positions
 	}
 	older, err := r.olderThan(ctx, min(oldest, before), n-found)
 	for _, p := range older {
-		ranges = addPosition(ranges, p)
+		ranges = addPositions(ranges, positions{p, p + 1})
 	}
 	return ranges, found + uint64(len(older)), err
 }
@@ -212,11 +215,34 @@ func newestOf(sequences []uint64, n uint64) []uint64 {
 	return sequences[:min(n, uint64(len(sequences)))]
 }
 
-// addPosition adds the next older position to ranges, newest first.
-func addPosition(ranges []positions, p uint64) []positions {
-	if k := len(ranges) - 1; k >= 0 && ranges[k].from == p+1 {
-		ranges[k].from = p
+// addPositions adds older positions to ranges, newest first.
+func addPositions(ranges []positions, older positions) []positions {
+	if k := len(ranges) - 1; k >= 0 && ranges[k].from == older.to {
+		ranges[k].from = older.from
 		return ranges
 	}
-	return append(ranges, positions{from: p, to: p + 1})
+	return append(ranges, older)
+}
+
+// heldBefore returns how many of the positions p-1, p-2 and so on have complete rows before one has
+// not, at most a maximum. slot is that of p-1, and the maximum does not go beyond slot 0.
+func (r *Ring) heldBefore(p, slot, most uint64) uint64 {
+	words := r.words(r.all)
+	for n := range most {
+		if !word(words[slot-n].Load()).holds(p - 1 - n) {
+			return n
+		}
+	}
+	return most
+}
+
+// heldFrom is heldBefore for the positions p, p+1 and so on; slot is that of p.
+func (r *Ring) heldFrom(p, slot, most uint64) uint64 {
+	words := r.words(r.all)[slot:][:most]
+	for i := range words {
+		if !word(words[i].Load()).holds(p + uint64(i)) {
+			return uint64(i)
+		}
+	}
+	return most
 }

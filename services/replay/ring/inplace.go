@@ -24,6 +24,8 @@ type InPlace struct {
 	// had before.
 	sequences []uint64
 	replaced  []word
+	// slot is that of the first of them.
+	slot uint64
 	// columns are those of the rows, in the mapping or in apart.
 	columns [][]byte
 	// apart has the rows if they are not contiguous in the mapping.
@@ -176,16 +178,27 @@ func (p *InPlace) writeBy(w *WriteHead) (*obstacle, error) {
 // enough. It returns false once too many had to be skipped.
 func (p *InPlace) lockRun(a *allocator) bool {
 	w, r := p.head, p.head.ring
-	begin, slot := len(p.sequences), a.from%r.head.layout.Capacity
+	capacity, words := r.head.layout.Capacity, r.words(r.rows)
+	begin, slot := len(p.sequences), a.from%capacity
+	around := begin > 0 && a.to > p.sequences[0]+capacity // so that some may be the same rows again
 	for ; a.from < a.to && len(p.sequences) < p.rows; a.from, slot = a.from+1, slot+1 {
-		if slot == r.head.layout.Capacity {
+		if slot == capacity {
 			slot = 0
 		}
-		old, ok := word(0), false
-		if a.own(a.from) == 0 {
-			old, ok = w.lockSlot(a.from, slot)
+		var old word
+		ok := !around || a.own(a.from) == 0
+		if ok {
+			// The usual case first: a complete row that is older.
+			old = word(words[slot].Load())
+			if !old.readable() || old.sequencePlusOne() > a.from ||
+				!words[slot].CompareAndSwap(uint64(old), uint64(writingWord(a.from, r.self))) {
+				old, ok = w.lockSlot(a.from, slot)
+			}
 		}
 		if ok {
+			if len(p.sequences) == 0 {
+				p.slot = slot
+			}
 			p.sequences, p.replaced = append(p.sequences, a.from), append(p.replaced, old)
 			continue
 		}
@@ -215,6 +228,9 @@ func (p *InPlace) lockRun(a *allocator) bool {
 		p.sequences[kept], p.replaced[kept] = sequence, old
 		kept++
 	}
+	if kept > 0 {
+		p.slot = p.sequences[0] % capacity
+	}
 	p.sequences, p.replaced = p.sequences[:kept], p.replaced[:kept]
 	return true
 }
@@ -222,12 +238,13 @@ func (p *InPlace) lockRun(a *allocator) bool {
 // publish makes the rows readable.
 func (p *InPlace) publish() {
 	r := p.head.ring
-	slot, next := uint64(0), uint64(0)
-	for i, sequence := range p.sequences {
-		if i == 0 || sequence != next || slot == r.head.layout.Capacity {
-			slot = sequence % r.head.layout.Capacity
+	words := r.words(r.rows)
+	slot, next := p.slot, p.sequences[0]
+	for _, sequence := range p.sequences {
+		if sequence != next || slot == uint64(len(words)) {
+			slot = sequence % uint64(len(words))
 		}
-		r.wordAt(r.rows, slot).Store(uint64(writingWord(sequence, r.self).published()))
+		words[slot].Store(uint64(writingWord(sequence, r.self).published()))
 		slot, next = slot+1, sequence+1
 	}
 }
@@ -247,16 +264,14 @@ func (p *InPlace) abandon(writtenTo bool) {
 // contiguous reports whether the locked rows lie back to back.
 func (p *InPlace) contiguous() bool {
 	first, n := p.sequences[0], uint64(p.rows) //nolint:gosec // positive
-	capacity := p.head.ring.head.layout.Capacity
-	return p.sequences[n-1]-first == n-1 && first%capacity+n <= capacity
+	return p.sequences[n-1]-first == n-1 && p.slot+n <= p.head.ring.head.layout.Capacity
 }
 
 // viewMapping makes the columns those of the mapping.
 func (p *InPlace) viewMapping() {
 	r, n := p.head.ring, uint64(p.rows) //nolint:gosec // positive
-	slot := p.sequences[0] % r.head.layout.Capacity
 	for i, c := range r.head.geometry.columns {
-		from, to := c.offset+slot*c.size, c.offset+(slot+n)*c.size
+		from, to := c.offset+p.slot*c.size, c.offset+(p.slot+n)*c.size
 		p.columns[i] = r.rows[from:to:to]
 	}
 }

@@ -87,6 +87,20 @@ func (h *ReadHead) draw(rng *rand.Rand, into []draw) {
 			into[i].word = word(r.wordAt(r.all, into[i].slot).Load())
 		}
 	}
+	h.touch(into)
+}
+
+// touch reads a byte of each column of drawn rows, for the same reason: their pages are looked up
+// at the same time.
+//
+//go:noinline
+func (h *ReadHead) touch(drawn []draw) (sum byte) {
+	for _, c := range h.ring.head.geometry.columns {
+		for _, d := range drawn {
+			sum += h.ring.all[c.offset+d.slot*c.size]
+		}
+	}
+	return sum
 }
 
 // sampleAny tries to copy a random row, without knowledge of which rows are readable.

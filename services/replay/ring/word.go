@@ -2,6 +2,7 @@ package ring
 
 import (
 	"sync/atomic"
+	"unsafe" //nolint:depguard // atomic access to aligned words of mapped memory: see at
 )
 
 // word is the state of a row, and all that processes use to synchronize access to it:
@@ -86,7 +87,14 @@ func (w word) sequence() uint64 { return w.sequencePlusOne() - 1 }
 func (w word) participant() int { return int(w>>1) & noParticipant }
 
 // holds reports whether the row is complete and has this sequence number.
-func (w word) holds(sequence uint64) bool { return w.readable() && w.sequencePlusOne() == sequence+1 }
+func (w word) holds(sequence uint64) bool {
+	return w&^(noParticipant<<1) == word((sequence+1)<<sequenceShift) // all but the participant
+}
+
+// words returns all rows' words in a mapping.
+func (r *Ring) words(mapping []byte) []atomic.Uint64 {
+	return unsafe.Slice(r.wordAt(mapping, 0), r.head.layout.Capacity) //nolint:gosec // aligned and in bounds
+}
 
 // wordAt returns a row's word in a mapping.
 func (r *Ring) wordAt(mapping []byte, slot uint64) *atomic.Uint64 {
