@@ -153,8 +153,14 @@ func (r *Ring) readableSlots() []uint64 {
 	return slots
 }
 
-// newestTries is how often Newest searches for newer rows to replace those overwritten meanwhile.
-const newestTries = 4
+const (
+	// newestTries is how often Newest searches for newer rows to replace those overwritten
+	// meanwhile.
+	newestTries = 4
+	// emptyTries is how often it searches if it found none, though there are some: writers
+	// overwrote all rows since it began to look for the newest.
+	emptyTries = 16
+)
 
 // Newest fills a batch with the newest n rows, oldest first, or with fewer if fewer are readable.
 // It returns [ErrEmpty] if there are none, and the context's error if it ends first. Rows that are
@@ -175,7 +181,10 @@ func (h *ReadHead) NewestBefore(ctx context.Context, before uint64, n int, into 
 	defer r.unpin()
 	rows := 0
 	var done uint64
-	for range newestTries {
+	for try := 0; try < newestTries || try < emptyTries && rows == 0; try++ {
+		if rows == 0 {
+			done = 0
+		}
 		ranges, found, err := r.newest(ctx, uint64(n-rows), before)
 		copied := uint64(0)
 		for _, piece := range slices.Backward(ranges) {
@@ -194,7 +203,8 @@ func (h *ReadHead) NewestBefore(ctx context.Context, before uint64, n int, into 
 		if err != nil {
 			return h.truncate(into, rows, fmt.Errorf("read the newest %d rows of the ring: %w", n, err))
 		}
-		if rows == n || copied == found {
+		overtaken := rows == 0 && before == maxSequence && r.filledRows() > 0
+		if rows == n || copied == found && !overtaken {
 			break
 		}
 	}
