@@ -11,6 +11,7 @@ func ofTables() []Mutant {
 		wheel       = dir + "wheel.go"
 		wait        = dir + "wait.go"
 		state       = dir + "state.go"
+		node        = "services/replay/tables.go"
 		likeModel   = "TestTableMatchesModel"
 		likeScan    = "TestWheelMatchesScan"
 		inOrder     = "TestWaitingCallsAreServedInTheirOrder"
@@ -128,6 +129,21 @@ func ofTables() []Mutant {
 			Name: "table/restored-items-may-have-overwritten-rows",
 			Edit: Edit{File: state, Func: "Table.restore", Original: "s.Run.First < t.wheel.oldest", Mutated: "false"},
 			Test: badStates,
+		},
+		{
+			Name: "table/nodes-keep-items-of-overwritten-rows",
+			Edit: Edit{File: node, Func: "node.table", Original: "t.Expire(oldest)", Mutated: "_ = oldest"},
+			Test: "TestItemsLeaveTheirTableWithTheirRows",
+		},
+		{
+			Name: "table/nodes-end-leaves-calls-waiting",
+			Edit: Edit{File: node, Func: "tables.close", Original: "t.Close(cause)", Mutated: "_ = t"},
+			Test: "TestNodesEndFailsWaitingCalls",
+		},
+		{
+			Name: "table/created-items-have-no-keys",
+			Edit: Edit{File: node, Func: "node.CreateItems", Original: "keys[:done]", Mutated: "keys[:0]"},
+			Test: "TestItemsLeaveTheirTableWithTheirRows",
 		},
 	}
 }

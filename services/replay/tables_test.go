@@ -133,7 +133,12 @@ func TestNodesEndFailsWaitingCalls(t *testing.T) {
 		return err == nil && len(inspected.GetTables()[0].GetBlocked()) == 1
 	}, 10*time.Second, time.Millisecond)
 	require.NoError(t, n.close())
-	err := <-failed
+	var err error
+	select {
+	case err = <-failed:
+	case <-time.After(5 * time.Second):
+		require.Fail(t, "the call still waits")
+	}
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
 	require.ErrorIs(t, ringError(err), ring.ErrEnded)
 }
