@@ -110,14 +110,16 @@ func BenchmarkUpdate(b *testing.B) {
 		})
 		for _, s := range []Selector{{Kind: Prioritized, Exponent: 0.6}, {Kind: Uniform}, {Kind: Highest}} {
 			b.Run(fmt.Sprintf("%v/%d", s, n), func(b *testing.B) {
-				t, all := filled(b, Config{Sampler: s, Remover: Selector{Kind: FIFO}}, n)
+				t, _ := filled(b, Config{Sampler: s, Remover: Selector{Kind: FIFO}}, n)
 				keys, updated := make([]Key, batchSize), make([]float64, batchSize)
 				for b.Loop() {
 					for i := range keys {
-						keys[i], updated[i] = all[rand.IntN(n)], rand.Float64()
+						// The item's key, without the cache miss of a list of keys.
+						slot := rand.Uint32N(uint32(n))
+						keys[i], updated[i] = keyOf(uint64(slot)+1, slot), rand.Float64()
 					}
-					if _, err := t.Update(keys, updated); err != nil {
-						b.Fatal(err)
+					if stale, err := t.Update(keys, updated); err != nil || stale > 0 {
+						b.Fatal(stale, err)
 					}
 				}
 			})

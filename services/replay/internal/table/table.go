@@ -481,14 +481,17 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 	}
 	chosen := t.choices[:len(dst)]
 	t.sampler.draw(t.random, chosen)
-	least := t.least()
+	least := 0.0
+	if w.beta != 0 {
+		least = t.least()
+	}
 	for i, c := range chosen {
 		it := t.slots.items.at(c.slot)
 		if it.sampled < math.MaxUint32 {
 			it.sampled++
 		}
 		weight := 1.0
-		if w.beta != 0 && least != 0 {
+		if least != 0 {
 			weight = min(1, math.Pow(least/c.probability, w.beta))
 		}
 		dst[i] = Sample{
