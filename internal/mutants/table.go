@@ -15,7 +15,7 @@ func All() []Mutant {
 		ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
-		ofRows(), ofRowSchemas(), ofTables(),
+		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(),
 	)
 }
 

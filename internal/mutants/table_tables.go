@@ -1,24 +1,19 @@
 package mutants
 
-// ofTables returns the mutants of a replay's tables: keys, selectors, limiters and waiting calls.
+// ofTables returns the mutants of a replay's tables: keys, selectors and expiry.
 func ofTables() []Mutant {
 	const (
-		dir         = "services/replay/internal/table/"
-		table       = dir + "table.go"
-		limiter     = dir + "limiter.go"
-		selector    = dir + "selector.go"
-		tree        = dir + "tree.go"
-		wheel       = dir + "wheel.go"
-		wait        = dir + "wait.go"
-		state       = dir + "state.go"
-		node        = "services/replay/tables.go"
-		likeModel   = "TestTableMatchesModel"
-		likeScan    = "TestWheelMatchesScan"
-		inOrder     = "TestWaitingCallsAreServedInTheirOrder"
-		ringIsSmall = "TestMinimumSizeIsReachedWhateverTheRingHolds"
-		deadlocks   = "TestLimitersThatDeadlockAreRefused"
-		badStates   = "TestRestoreRefusesWhatCannotBe"
+		dir       = "services/replay/internal/table/"
+		table     = dir + "table.go"
+		limiter   = dir + "limiter.go"
+		selector  = dir + "selector.go"
+		tree      = dir + "tree.go"
+		wheel     = dir + "wheel.go"
+		state     = dir + "state.go"
+		likeModel = "TestTableMatchesModel"
+		likeScan  = "TestWheelMatchesScan"
 	)
+	const allowed = "!drawable || !l.minimum(size)" // inserts that need not wait
 	args := []string{noFailFile, shrinkBriefly, manyChecks}
 	model := func(name string, e Edit) Mutant {
 		return Mutant{Name: "table/" + name, Edit: e, Test: likeModel, Args: args, Timeout: limit}
@@ -30,8 +25,8 @@ func ofTables() []Mutant {
 		model("invalid-priorities-are-set", Edit{File: table, Func: "Table.Update", Original: "t.validate(i, p)", Mutated: "t.validate(i, float64(0*int(p)))"}),
 		model("weights-ignore-the-least-probability", Edit{File: table, Func: "Table.draw", Original: "least/c.probability", Mutated: "1/c.probability"}),
 		model("items-are-drawn-twice-in-an-epoch", Edit{File: selector, Func: "shuffled.remove", Original: "hole < s.drawn", Mutated: "false"}),
-		model("inserts-wait-before-the-minimum-size", Edit{File: limiter, Func: "limit.canInsert", Original: "!drawable || !l.minimum(size)", Mutated: "!drawable"}),
-		model("inserts-wait-though-no-item-can-be-drawn", Edit{File: limiter, Func: "limit.canInsert", Original: "!drawable || !l.minimum(size)", Mutated: "!l.minimum(size)"}),
+		model("inserts-wait-before-the-minimum-size", Edit{File: limiter, Func: "limit.canInsert", Original: allowed, Mutated: "!drawable"}),
+		model("inserts-wait-though-no-item-can-be-drawn", Edit{File: limiter, Func: "limit.canInsert", Original: allowed, Mutated: "!l.minimum(size)"}),
 		model("updates-are-no-changes", Edit{File: table, Func: "Table.Update", Original: "t.changes.mark(u.slot)", Mutated: "_ = u"}),
 		model("restored-items-have-no-order", Edit{File: state, Func: "Table.enter", Original: "x < y", Mutated: "x > y"}),
 		model("root-of-a-grown-tree-is-empty", Edit{File: tree, Func: "sumTree.grow", Original: "s.touch(0)", Mutated: "_ = s"}),
@@ -75,6 +70,24 @@ func ofTables() []Mutant {
 			Edit: Edit{File: wheel, Func: "wheel.advance", Original: "w.expire(items, level, buckets, expire)", Mutated: "w.expire(items, level, 0, expire)"},
 			Test: likeScan, Args: args,
 		},
+	}
+}
+
+// ofLimiters returns the mutants of a table's limiters, waiting calls and copies, and of the node.
+func ofLimiters() []Mutant {
+	const (
+		dir         = "services/replay/internal/table/"
+		table       = dir + "table.go"
+		limiter     = dir + "limiter.go"
+		wait        = dir + "wait.go"
+		state       = dir + "state.go"
+		node        = "services/replay/tables.go"
+		inOrder     = "TestWaitingCallsAreServedInTheirOrder"
+		ringIsSmall = "TestMinimumSizeIsReachedWhateverTheRingHolds"
+		deadlocks   = "TestLimitersThatDeadlockAreRefused"
+		badStates   = "TestRestoreRefusesWhatCannotBe"
+	)
+	return []Mutant{
 		{
 			Name: "table/overwritten-items-do-not-count",
 			Edit: Edit{File: limiter, Func: "limit.overwritten", Original: "l.lost+items", Mutated: "l.lost+0*items"},
