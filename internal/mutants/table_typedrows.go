@@ -35,7 +35,7 @@ func ofTypedRows() []Mutant {
 		},
 		{
 			Name: "inplace/rows-with-others-in-between-count-as-contiguous",
-			Edit: Edit{File: inPlace, Func: "InPlace.contiguous", Original: "p.sequences[n-1]-first == n-1", Mutated: "true"},
+			Edit: Edit{File: inPlace, Func: "InPlace.contiguous", Original: "p.sequences[n-1]-first == n-1", Mutated: "p.sequences[n-1] >= first"},
 			Test: "TestRowsAroundAnAreaAreNotContiguous",
 		},
 		{
