@@ -2,26 +2,18 @@ package replay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/internal/table"
-	"github.com/raylink/raylink/services/replay/ring"
 )
 
 // tables are those of a node.
 type tables struct {
 	names  []string
 	byName map[string]*table.Table
-
-	// mu guards what finds the oldest row.
-	mu     sync.Mutex
-	reader *ring.ReadHead
-	newest *ring.Batch
 }
 
 // Limits of a node's tables.
@@ -81,39 +73,12 @@ func (n *node) table(ctx context.Context, name string) (*table.Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	oldest, err := n.oldest(ctx)
+	oldest, err := n.ring.Oldest(ctx)
 	if err != nil {
 		return nil, err
 	}
 	t.Expire(oldest)
 	return t, nil
-}
-
-// oldest returns the sequence number below which all rows were overwritten, or are about to be.
-func (n *node) oldest(ctx context.Context) (uint64, error) {
-	ts := n.tables
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	if ts.reader == nil {
-		reader, err := n.ring.Reader()
-		if err != nil {
-			return 0, err
-		}
-		batch, err := ring.NewBatch(n.ring.Layout(), 0)
-		if err != nil {
-			return 0, err
-		}
-		ts.reader, ts.newest = reader, batch
-	}
-	err := ts.reader.Newest(ctx, 1, ts.newest)
-	if errors.Is(err, ring.ErrEmpty) || err == nil && ts.newest.Rows() == 0 {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	next := ts.newest.Sequences()[0] + 1
-	return next - min(next, n.ring.Layout().Capacity), nil
 }
 
 // CreateItems inserts items into a table.
