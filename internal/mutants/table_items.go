@@ -3,7 +3,8 @@ package mutants
 // ofItems returns the mutants of items as writers create them and samplers read them.
 func ofItems() []Mutant {
 	const (
-		at = "services/replay/ring/at.go"
+		at   = "services/replay/ring/at.go"
+		item = "services/replay/item.go"
 	)
 	return []Mutant{
 		{
@@ -15,6 +16,36 @@ func ofItems() []Mutant {
 			Name: "ring/lost-rows-keep-what-the-batch-had",
 			Edit: Edit{File: at, Func: "ReadHead.At", Original: "clear(into.row(c, i))", Mutated: "_ = c"},
 			Test: "TestRowsAreReadByTheirSequenceNumbers",
+		},
+		{
+			Name: "replay/items-cross-an-episodes-end",
+			Edit: Edit{File: item, Func: "history.last", Original: "!across", Mutated: "false"},
+			Test: "TestItemsHaveTheWritersLastRows",
+		},
+		{
+			Name: "replay/rows-of-another-ring-stay-in-the-history",
+			Edit: Edit{File: item, Func: "history.add", Original: "id != h.ring", Mutated: "h.ring == \"\""},
+			Test: "TestHistoryMatchesItsModel",
+		},
+		{
+			Name: "replay/unconfirmed-items-are-not-bounded",
+			Edit: Edit{File: item, Func: "itemQueue.add", Original: "q.most-1", Mutated: "1<<30"},
+			Test: "TestItemWaitsWhileTooManyAreUnconfirmed",
+		},
+		{
+			Name: "replay/lost-items-are-not-reported",
+			Edit: Edit{File: item, Func: "itemQueue.taken", Original: "q.failure == nil", Mutated: "true"},
+			Test: "TestUnconfirmedItemsAreReportedOnceTheNodeHasEnded",
+		},
+		{
+			Name: "replay/waiting-calls-ignore-the-nodes-death",
+			Edit: Edit{File: item, Func: "Client.whileServed", Original: "err == nil && orphaned", Mutated: "err == nil && orphaned && false"},
+			Test: "TestCallsEndWithTheProcessOfTheNode",
+		},
+		{
+			Name: "replay/items-get-rows-of-the-next-ring",
+			Edit: Edit{File: "services/replay/tables.go", Func: "node.CreateItems", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
+			Test: "TestItemsOfARingBeforeAreRefused",
 		},
 	}
 }

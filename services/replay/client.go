@@ -21,6 +21,13 @@ import (
 type Client struct {
 	handle *replayv1raylink.Replay
 	layout ring.Layout
+	// tables are as they were configured when the client was opened.
+	tables []*replayv1.TableConfig
+
+	// background are the calls that writers and samplers make on their own. ctx ends them.
+	ctx        context.Context //nolint:containedctx // see background
+	cancel     context.CancelCauseFunc
+	background sync.WaitGroup
 
 	// relocating is a semaphore: full while a goroutine asks the node where its ring is now.
 	relocating chan struct{}
@@ -68,8 +75,10 @@ func OpenClient(ctx context.Context, handle *replayv1raylink.Replay) (*Client, e
 	if err := c.layout.Validate(); err != nil {
 		return nil, fmt.Errorf("open replay: %w", err)
 	}
+	c.tables = description.GetTables()
 	c.described = time.Now()
 	c.mapping.Store(mapRing(description))
+	c.ctx, c.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	return c, nil
 }
 
@@ -103,16 +112,30 @@ func (c *Client) Mapped() bool {
 // NewBatch returns a batch of n zeroed rows.
 func (c *Client) NewBatch(n int) (*Batch, error) { return ring.NewBatch(c.layout, n) }
 
-// Close unmaps the ring. Areas that are held remain valid until they are released.
+// Close unmaps the ring. Areas that are held remain valid until they are released. Items that were
+// not confirmed may be lost: see [TypedWriter.Flush].
 func (c *Client) Close() error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
+	c.mu.Unlock()
+	c.cancel(ring.ErrClosed)
+	c.background.Wait()
 	m := c.mapping.Swap(nil)
 	if m == nil {
 		return nil
 	}
 	return m.ring.Close()
+}
+
+// start runs a function in the background, which ends when the context does.
+func (c *Client) start(run func(ctx context.Context)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ring.ErrClosed
+	}
+	c.background.Go(func() { run(c.ctx) })
+	return nil
 }
 
 // opened returns [ring.ErrClosed] if the client was closed.

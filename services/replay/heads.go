@@ -27,6 +27,8 @@ type WriteHead struct {
 	// machine.
 	ring *ring.Ring
 	head *ring.WriteHead
+	// id is that of ring; wrote is that of the ring that got the last rows.
+	id, wrote string
 }
 
 // Writer returns a write head.
@@ -59,6 +61,7 @@ func (w *WriteHead) write(ctx context.Context, batch *Batch, wait bool) (int, er
 		if err := w.bind(r); err != nil {
 			return err
 		}
+		w.wrote = w.id
 		var err error
 		if wait {
 			_, err = w.head.Append(ctx, batch)
@@ -78,7 +81,7 @@ func (w *WriteHead) bind(r *ring.Ring) error {
 	if err != nil {
 		return err
 	}
-	w.ring, w.head = r, head
+	w.ring, w.head, w.id = r, head, r.ID().String()
 	return nil
 }
 
@@ -111,6 +114,9 @@ func (w *WriteHead) send(ctx context.Context, batch *Batch, wait, together bool)
 			req.WaitMs = waitOf(ctx)
 		}
 		res, err := w.client.handle.Write(ctx, req)
+		if id := res.GetRingId(); id != "" {
+			w.wrote = id
+		}
 		sequences = append(sequences, res.GetSequence()...)
 		refused := noRoomIn(res, err)
 		switch {

@@ -45,7 +45,7 @@ func (n *node) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.D
 	}
 	return &replayv1.DescribeResponse{
 		Columns: cloneColumns(n.columns), Capacity: stats.Capacity, File: n.ring.Path(), RingId: n.ring.ID().String(),
-		Written: stats.Written, Rows: stats.Readable,
+		Written: stats.Written, Rows: stats.Readable, Tables: n.tables.configs,
 	}, nil
 }
 
@@ -73,7 +73,7 @@ func (n *node) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1
 	default:
 		_, err = n.writer.TryAppend(batch)
 	}
-	res := &replayv1.WriteResponse{Sequence: batch.Sequences()}
+	res := &replayv1.WriteResponse{Sequence: batch.Sequences(), RingId: n.ring.ID().String()}
 	if room, ok := errors.AsType[*ring.NoRoomError](err); ok && room.Written > 0 {
 		res.NoRoom = detailOf(room)
 		return res, nil
@@ -125,6 +125,32 @@ func (n *node) Newest(ctx context.Context, req *replayv1.NewestRequest) (*replay
 		return h.NewestBefore(ctx, req.GetBefore(), int(rows), into)
 	})
 	return &replayv1.NewestResponse{Batch: batch}, err
+}
+
+// Read reads rows by their sequence numbers.
+func (n *node) Read(ctx context.Context, req *replayv1.ReadRequest) (*replayv1.ReadResponse, error) {
+	if !n.isRing(req.GetRingId()) {
+		return &replayv1.ReadResponse{Batch: &replayv1.Batch{}}, nil
+	}
+	var rows uint64
+	for _, r := range req.GetRuns() {
+		rows += uint64(r.GetLength())
+	}
+	if most := max(1, maxResponse/n.rowSize); rows > most {
+		return nil, connect.Errorf(connect.CodeResourceExhausted,
+			"read %d rows of %d bytes by their numbers: at most %d fit into one response", rows, n.rowSize, most)
+	}
+	sequences := make([]uint64, 0, rows)
+	for _, r := range req.GetRuns() {
+		for i := range uint64(r.GetLength()) {
+			sequences = append(sequences, r.GetFirst()+i)
+		}
+	}
+	batch, err := n.read(1, func(h *ring.ReadHead, into *ring.Batch) error {
+		_, err := h.At(ctx, sequences, into)
+		return err
+	})
+	return &replayv1.ReadResponse{Batch: batch}, err
 }
 
 // read reads up to the given number of rows into a message.

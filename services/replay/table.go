@@ -17,6 +17,8 @@ var (
 	ErrItem = table.ErrItem
 	// ErrPriority means that a priority is negative, not finite or too high.
 	ErrPriority = table.ErrPriority
+	// ErrBlocked means that a context ended while a limiter made a call wait.
+	ErrBlocked = table.ErrBlocked
 	// ErrArgument means that the arguments of a call do not fit together.
 	ErrArgument = table.ErrArgument
 )

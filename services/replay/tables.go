@@ -6,14 +6,18 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
 )
 
 // tables are those of a node.
 type tables struct {
-	names  []string
-	byName map[string]*table.Table
+	configs []*replayv1.TableConfig
+	names   []string
+	byName  map[string]*table.Table
 }
 
 // Limits of a node's tables.
@@ -44,6 +48,7 @@ func newTables(configs []*replayv1.TableConfig) (*tables, error) {
 		if err != nil {
 			return nil, err
 		}
+		ts.configs = append(ts.configs, proto.CloneOf(c))
 		ts.names = append(ts.names, c.GetName())
 		ts.byName[c.GetName()] = t
 	}
@@ -61,10 +66,15 @@ func (ts *tables) find(name string) (*table.Table, error) {
 	if t := ts.byName[name]; t != nil {
 		return t, nil
 	}
-	if len(ts.names) == 0 {
-		return nil, fmt.Errorf("%w: %q: the replay has no tables: add them to its configuration", ErrTable, name)
+	return nil, noTable(name, ts.names)
+}
+
+// noTable returns the error of a table that is not among those of a replay.
+func noTable(name string, names []string) error {
+	if len(names) == 0 {
+		return fmt.Errorf("%w: %q: the replay has no tables: add them to its configuration", ErrTable, name)
 	}
-	return nil, fmt.Errorf("%w: %q: the replay has %s", ErrTable, name, strings.Join(ts.names, ", "))
+	return fmt.Errorf("%w: %q: the replay has %s", ErrTable, name, strings.Join(names, ", "))
 }
 
 // table returns a table from which items of overwritten rows were removed.
@@ -86,6 +96,10 @@ func (n *node) CreateItems(ctx context.Context, req *replayv1.CreateItemsRequest
 	t, err := n.table(ctx, req.GetTable())
 	if err != nil {
 		return nil, connectError(err)
+	}
+	if !n.isRing(req.GetRingId()) {
+		return nil, connectError(fmt.Errorf("insert %d items into table %q: their rows are those of the ring before: %w",
+			len(req.GetItems()), req.GetTable(), ring.ErrEnded))
 	}
 	items := itemsOf(req.GetItems())
 	keys := make([]table.Key, len(items))
@@ -131,7 +145,7 @@ func (n *node) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest
 	} else {
 		done, err = t.TrySample(samples, options)
 	}
-	res := &replayv1.SampleItemsResponse{Items: make([]*replayv1.SampledItem, done)}
+	res := &replayv1.SampleItemsResponse{Items: make([]*replayv1.SampledItem, done), RingId: n.ring.ID().String()}
 	for i := range done {
 		res.Items[i] = sampledItemOf(&samples[i])
 	}
@@ -148,7 +162,11 @@ func (n *node) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePriorit
 	if err != nil {
 		return nil, connectError(err)
 	}
-	stale, err := t.Update(keysOf(req.GetKeys()), req.GetPriorities())
+	keys := keysOf(req.GetKeys())
+	if !n.isRing(req.GetRingId()) {
+		clear(keys) // no item has the key 0
+	}
+	stale, err := t.Update(keys, req.GetPriorities())
 	if err != nil {
 		return nil, connectError(err)
 	}
@@ -200,6 +218,9 @@ func (n *node) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*repl
 	}
 	return res, nil
 }
+
+// isRing reports whether the node has the ring that a request names, if it names one.
+func (n *node) isRing(id string) bool { return id == "" || id == n.ring.ID().String() }
 
 func waitForItems(ms uint32) time.Duration {
 	return min(time.Duration(ms)*time.Millisecond, maxWaitForItems)

@@ -201,6 +201,12 @@ type TypedWriter[C any] struct {
 	// ring is what inPlace writes to; both are nil before the first write.
 	ring    *ring.Ring
 	inPlace *ring.InPlace
+	// id is that of ring; wrote is that of the ring that got the last rows.
+	id, wrote string
+	// history has the last rows, for items; queues have items on their way to tables.
+	history history
+	queues  map[string]*itemQueue
+	options writerOptions
 	// together is the maximum number of rows written in place; trusting that of those that rely on
 	// trust.
 	together, trusting int
@@ -218,9 +224,13 @@ type TypedWriter[C any] struct {
 	sequences []uint64
 }
 
-// Writer returns a writer.
-func (t *Typed[C]) Writer() (*TypedWriter[C], error) {
+// Writer returns a writer. One that is to create items needs a [History].
+func (t *Typed[C]) Writer(options ...WriterOption) (*TypedWriter[C], error) {
 	if err := t.client.opened(); err != nil {
+		return nil, err
+	}
+	chosen, err := writerOptionsOf(t.client, options)
+	if err != nil {
 		return nil, err
 	}
 	w := &TypedWriter[C]{typed: t, head: t.client.Writer(), together: t.client.layout.MaxTogether()}
@@ -228,7 +238,7 @@ func (t *Typed[C]) Writer() (*TypedWriter[C], error) {
 	for _, c := range t.row.Columns() {
 		w.initialize = w.initialize || len(c.GetInitial()) > 0
 	}
-	w.fill = w.fillColumns
+	w.fill, w.options, w.history.most = w.fillColumns, chosen, chosen.history
 	return w, nil
 }
 
@@ -268,7 +278,16 @@ func (w *TypedWriter[C]) TryAppend(ctx context.Context, n int, write func(rows *
 // are valid until the next write.
 func (w *TypedWriter[C]) Sequences() []uint64 { return w.sequences }
 
+// append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
+	err := w.appendRows(ctx, n, write, wait)
+	if w.history.most > 0 {
+		w.history.add(w.wrote, w.sequences)
+	}
+	return err
+}
+
+func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows *C), wait bool) error {
 	capacity := w.typed.client.layout.Capacity
 	switch {
 	case w.write != nil:
@@ -304,7 +323,7 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 			return err
 		}
 		err := w.head.send(ctx, w.batch.rows, wait, true)
-		w.sequences = w.batch.Sequences()
+		w.sequences, w.wrote = w.batch.Sequences(), w.head.wrote
 		return err
 	})
 }
@@ -317,7 +336,7 @@ func (w *TypedWriter[C]) appendInPlace(ctx context.Context, n int, wait bool) er
 	} else {
 		err = w.inPlace.TryAppend(n, w.fill)
 	}
-	w.sequences = w.inPlace.Sequences()
+	w.sequences, w.wrote = w.inPlace.Sequences(), w.id
 	return err
 }
 
@@ -333,7 +352,7 @@ func (w *TypedWriter[C]) appendLarge(ctx context.Context, wait bool) error {
 		return err
 	}
 	_, err := w.head.write(ctx, w.batch.rows, wait)
-	w.sequences = w.batch.Sequences()
+	w.sequences, w.wrote = w.batch.Sequences(), w.head.wrote
 	if uint64(w.n)*rowSize(w.typed.client.layout) > maxChunk { //nolint:gosec // positive
 		w.batch = nil
 	}
@@ -348,7 +367,7 @@ func (w *TypedWriter[C]) bind(r *ring.Ring) error {
 	if err != nil {
 		return err
 	}
-	w.ring, w.inPlace = r, inPlace
+	w.ring, w.inPlace, w.id = r, inPlace, r.ID().String()
 	return nil
 }
 

@@ -572,8 +572,10 @@ type DescribeResponse struct {
 	// The ring's id. The header of the file that holds this ring has the same id.
 	RingId string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	// The number of rows written since the ring was created, and the number that can be read now.
-	Written       uint64 `protobuf:"varint,5,opt,name=written,proto3" json:"written,omitempty"`
-	Rows          uint64 `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
+	Written uint64 `protobuf:"varint,5,opt,name=written,proto3" json:"written,omitempty"`
+	Rows    uint64 `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
+	// The tables, as they were configured.
+	Tables        []*TableConfig `protobuf:"bytes,7,rep,name=tables,proto3" json:"tables,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -648,6 +650,13 @@ func (x *DescribeResponse) GetRows() uint64 {
 		return x.Rows
 	}
 	return 0
+}
+
+func (x *DescribeResponse) GetTables() []*TableConfig {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
 }
 
 // Batch is a set of rows, stored by column: each tensor's first dimension is the number of rows.
@@ -781,7 +790,10 @@ type WriteResponse struct {
 	// The sequence numbers assigned to the rows that were written: all of them, or the first ones.
 	Sequence []uint64 `protobuf:"varint,1,rep,packed,name=sequence,proto3" json:"sequence,omitempty"`
 	// Set if only some rows were written. If none was, the call fails, with the same detail.
-	NoRoom        *NoRoom `protobuf:"bytes,2,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
+	NoRoom *NoRoom `protobuf:"bytes,2,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
+	// The ring that has the rows. Sequence numbers are those of one ring: a replay that is restarted
+	// has another one.
+	RingId        string `protobuf:"bytes,3,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -828,6 +840,13 @@ func (x *WriteResponse) GetNoRoom() *NoRoom {
 		return x.NoRoom
 	}
 	return nil
+}
+
+func (x *WriteResponse) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
 }
 
 // NoRoom is the detail of the error of a failed write (ResourceExhausted): areas or other writers
@@ -1234,6 +1253,106 @@ func (x *NewestResponse) GetBatch() *Batch {
 	return nil
 }
 
+type ReadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rows to read.
+	Runs []*Run `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
+	// If not empty, rows of another ring are not read.
+	RingId        string `protobuf:"bytes,2,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRequest) Reset() {
+	*x = ReadRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRequest) ProtoMessage() {}
+
+func (x *ReadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
+func (*ReadRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReadRequest) GetRuns() []*Run {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+func (x *ReadRequest) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
+type ReadResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of the request. A row that was overwritten is zero, and its sequence number is
+	// 2^64 - 1. Empty if the replay has another ring.
+	Batch         *Batch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadResponse) Reset() {
+	*x = ReadResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadResponse) ProtoMessage() {}
+
+func (x *ReadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
+func (*ReadResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReadResponse) GetBatch() *Batch {
+	if x != nil {
+		return x.Batch
+	}
+	return nil
+}
+
 // Run is a run of rows with consecutive sequence numbers.
 type Run struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1245,7 +1364,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1376,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1389,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{16}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Run) GetFirst() uint64 {
@@ -1300,7 +1419,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1431,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1444,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{17}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Item) GetRuns() []*Run {
@@ -1350,14 +1469,16 @@ type CreateItemsRequest struct {
 	// at most, and the caller calls again for the rest.
 	WaitMs uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	// Names the caller for those that wait for it.
-	Caller        string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	// If not empty, items with rows of another ring are refused.
+	RingId        string `protobuf:"bytes,5,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateItemsRequest) Reset() {
 	*x = CreateItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1490,7 @@ func (x *CreateItemsRequest) String() string {
 func (*CreateItemsRequest) ProtoMessage() {}
 
 func (x *CreateItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1503,7 @@ func (x *CreateItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateItemsRequest.ProtoReflect.Descriptor instead.
 func (*CreateItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{18}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateItemsRequest) GetTable() string {
@@ -1413,6 +1534,13 @@ func (x *CreateItemsRequest) GetCaller() string {
 	return ""
 }
 
+func (x *CreateItemsRequest) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
 type CreateItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The keys of the items that were inserted: all of them, or the first ones. A key is 0 where a
@@ -1426,7 +1554,7 @@ type CreateItemsResponse struct {
 
 func (x *CreateItemsResponse) Reset() {
 	*x = CreateItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1566,7 @@ func (x *CreateItemsResponse) String() string {
 func (*CreateItemsResponse) ProtoMessage() {}
 
 func (x *CreateItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1579,7 @@ func (x *CreateItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateItemsResponse.ProtoReflect.Descriptor instead.
 func (*CreateItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{19}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateItemsResponse) GetKeys() []uint64 {
@@ -1491,7 +1619,7 @@ type Blocked struct {
 
 func (x *Blocked) Reset() {
 	*x = Blocked{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1631,7 @@ func (x *Blocked) String() string {
 func (*Blocked) ProtoMessage() {}
 
 func (x *Blocked) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1644,7 @@ func (x *Blocked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blocked.ProtoReflect.Descriptor instead.
 func (*Blocked) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{20}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Blocked) GetCaller() string {
@@ -1607,7 +1735,7 @@ type SampleItemsRequest struct {
 
 func (x *SampleItemsRequest) Reset() {
 	*x = SampleItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1747,7 @@ func (x *SampleItemsRequest) String() string {
 func (*SampleItemsRequest) ProtoMessage() {}
 
 func (x *SampleItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1760,7 @@ func (x *SampleItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsRequest.ProtoReflect.Descriptor instead.
 func (*SampleItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{21}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SampleItemsRequest) GetTable() string {
@@ -1696,7 +1824,7 @@ type SampledItem struct {
 
 func (x *SampledItem) Reset() {
 	*x = SampledItem{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1836,7 @@ func (x *SampledItem) String() string {
 func (*SampledItem) ProtoMessage() {}
 
 func (x *SampledItem) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1849,7 @@ func (x *SampledItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampledItem.ProtoReflect.Descriptor instead.
 func (*SampledItem) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SampledItem) GetKey() uint64 {
@@ -1790,15 +1918,17 @@ func (x *SampledItem) GetHeld() bool {
 type SampleItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All of those wanted, or fewer if the limiter blocked the rest.
-	Items         []*SampledItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
-	Blocked       *Blocked       `protobuf:"bytes,2,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	Items   []*SampledItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	Blocked *Blocked       `protobuf:"bytes,2,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	// The ring that has the rows.
+	RingId        string `protobuf:"bytes,3,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SampleItemsResponse) Reset() {
 	*x = SampleItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1940,7 @@ func (x *SampleItemsResponse) String() string {
 func (*SampleItemsResponse) ProtoMessage() {}
 
 func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1953,7 @@ func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsResponse.ProtoReflect.Descriptor instead.
 func (*SampleItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SampleItemsResponse) GetItems() []*SampledItem {
@@ -1840,19 +1970,28 @@ func (x *SampleItemsResponse) GetBlocked() *Blocked {
 	return nil
 }
 
+func (x *SampleItemsResponse) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
 type UpdatePrioritiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
 	Keys  []uint64               `protobuf:"fixed64,2,rep,packed,name=keys,proto3" json:"keys,omitempty"`
 	// One for each key, finite and not negative.
-	Priorities    []float64 `protobuf:"fixed64,3,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	Priorities []float64 `protobuf:"fixed64,3,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	// If not empty, keys of items with rows of another ring find no item.
+	RingId        string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +2003,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +2016,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -1901,6 +2040,13 @@ func (x *UpdatePrioritiesRequest) GetPriorities() []float64 {
 	return nil
 }
 
+func (x *UpdatePrioritiesRequest) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
 type UpdatePrioritiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many of the items had left the table.
@@ -1911,7 +2057,7 @@ type UpdatePrioritiesResponse struct {
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2069,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2082,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -1956,7 +2102,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2114,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2127,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2008,7 +2154,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2166,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2179,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2053,7 +2199,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +2211,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2078,7 +2224,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2103,7 +2249,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2261,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2274,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
 }
 
 type InspectRequest struct {
@@ -2141,7 +2287,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2299,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2312,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2185,7 +2331,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2343,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2356,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -2253,7 +2399,7 @@ type TableInfo struct {
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2411,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2424,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -2435,14 +2581,15 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x12samples_per_insert\x18\x03 \x01(\x01R\x10samplesPerInsert\x12\x16\n" +
 	"\x06buffer\x18\x04 \x01(\x01R\x06buffer\x12\x1a\n" +
 	"\bcapacity\x18\x05 \x01(\x04R\bcapacity\"\x11\n" +
-	"\x0fDescribeRequest\"\xbe\x01\n" +
+	"\x0fDescribeRequest\"\xf6\x01\n" +
 	"\x10DescribeResponse\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x12\n" +
 	"\x04file\x18\x03 \x01(\tR\x04file\x12\x17\n" +
 	"\aring_id\x18\x04 \x01(\tR\x06ringId\x12\x18\n" +
 	"\awritten\x18\x05 \x01(\x04R\awritten\x12\x12\n" +
-	"\x04rows\x18\x06 \x01(\x04R\x04rows\"l\n" +
+	"\x04rows\x18\x06 \x01(\x04R\x04rows\x126\n" +
+	"\x06tables\x18\a \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\"l\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x123\n" +
 	"\acolumns\x18\x02 \x03(\v2\x19.raylink.tensor.v1.TensorR\acolumns\x12\x1a\n" +
@@ -2450,10 +2597,11 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\fWriteRequest\x12.\n" +
 	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\x12\x17\n" +
 	"\await_ms\x18\x02 \x01(\rR\x06waitMs\x12\x1a\n" +
-	"\btogether\x18\x03 \x01(\bR\btogether\"_\n" +
+	"\btogether\x18\x03 \x01(\bR\btogether\"x\n" +
 	"\rWriteResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x03(\x04R\bsequence\x122\n" +
-	"\ano_room\x18\x02 \x01(\v2\x19.raylink.replay.v1.NoRoomR\x06noRoom\"\xce\x01\n" +
+	"\ano_room\x18\x02 \x01(\v2\x19.raylink.replay.v1.NoRoomR\x06noRoom\x12\x17\n" +
+	"\aring_id\x18\x03 \x01(\tR\x06ringId\"\xce\x01\n" +
 	"\x06NoRoom\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x18\n" +
 	"\awritten\x18\x02 \x01(\x04R\awritten\x12\x1a\n" +
@@ -2477,6 +2625,11 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x04R\x06before\"@\n" +
 	"\x0eNewestResponse\x12.\n" +
+	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"R\n" +
+	"\vReadRequest\x12*\n" +
+	"\x04runs\x18\x01 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12\x17\n" +
+	"\aring_id\x18\x02 \x01(\tR\x06ringId\">\n" +
+	"\fReadResponse\x12.\n" +
 	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"3\n" +
 	"\x03Run\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x16\n" +
@@ -2484,12 +2637,13 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04Item\x12*\n" +
 	"\x04runs\x18\x01 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12\x1f\n" +
 	"\bpriority\x18\x02 \x01(\x01H\x00R\bpriority\x88\x01\x01B\v\n" +
-	"\t_priority\"\x8a\x01\n" +
+	"\t_priority\"\xa3\x01\n" +
 	"\x12CreateItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12-\n" +
 	"\x05items\x18\x02 \x03(\v2\x17.raylink.replay.v1.ItemR\x05items\x12\x17\n" +
 	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12\x16\n" +
-	"\x06caller\x18\x04 \x01(\tR\x06caller\"_\n" +
+	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x17\n" +
+	"\aring_id\x18\x05 \x01(\tR\x06ringId\"_\n" +
 	"\x13CreateItemsResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\x06R\x04keys\x124\n" +
 	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xfe\x01\n" +
@@ -2522,16 +2676,18 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"table_size\x18\a \x01(\x04R\ttableSize\x12\x15\n" +
 	"\x06age_ns\x18\b \x01(\x04R\x05ageNs\x12\x12\n" +
-	"\x04held\x18\t \x01(\bR\x04held\"\x81\x01\n" +
+	"\x04held\x18\t \x01(\bR\x04held\"\x9a\x01\n" +
 	"\x13SampleItemsResponse\x124\n" +
 	"\x05items\x18\x01 \x03(\v2\x1e.raylink.replay.v1.SampledItemR\x05items\x124\n" +
-	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"c\n" +
+	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x17\n" +
+	"\aring_id\x18\x03 \x01(\tR\x06ringId\"|\n" +
 	"\x17UpdatePrioritiesRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x1e\n" +
 	"\n" +
 	"priorities\x18\x03 \x03(\x01R\n" +
-	"priorities\"0\n" +
+	"priorities\x12\x17\n" +
+	"\aring_id\x18\x04 \x01(\tR\x06ringId\"0\n" +
 	"\x18UpdatePrioritiesResponse\x12\x14\n" +
 	"\x05stale\x18\x01 \x01(\x04R\x05stale\">\n" +
 	"\x12DeleteItemsRequest\x12\x14\n" +
@@ -2595,12 +2751,13 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_LIMITER\x10\x06\x12\x0f\n" +
 	"\vREASON_ITEM\x10\a\x12\x13\n" +
 	"\x0fREASON_PRIORITY\x10\b\x12\x13\n" +
-	"\x0fREASON_ARGUMENT\x10\t2\x8f\b\n" +
+	"\x0fREASON_ARGUMENT\x10\t2\xe2\b\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
 	"\x06Sample\x12 .raylink.replay.v1.SampleRequest\x1a!.raylink.replay.v1.SampleResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
-	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
+	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Q\n" +
+	"\x04Read\x12\x1e.raylink.replay.v1.ReadRequest\x1a\x1f.raylink.replay.v1.ReadResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12u\n" +
 	"\x10UpdatePriorities\x12*.raylink.replay.v1.UpdatePrioritiesRequest\x1a+.raylink.replay.v1.UpdatePrioritiesResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
@@ -2623,7 +2780,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -2644,77 +2801,84 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*SampleResponse)(nil),           // 16: raylink.replay.v1.SampleResponse
 	(*NewestRequest)(nil),            // 17: raylink.replay.v1.NewestRequest
 	(*NewestResponse)(nil),           // 18: raylink.replay.v1.NewestResponse
-	(*Run)(nil),                      // 19: raylink.replay.v1.Run
-	(*Item)(nil),                     // 20: raylink.replay.v1.Item
-	(*CreateItemsRequest)(nil),       // 21: raylink.replay.v1.CreateItemsRequest
-	(*CreateItemsResponse)(nil),      // 22: raylink.replay.v1.CreateItemsResponse
-	(*Blocked)(nil),                  // 23: raylink.replay.v1.Blocked
-	(*SampleItemsRequest)(nil),       // 24: raylink.replay.v1.SampleItemsRequest
-	(*SampledItem)(nil),              // 25: raylink.replay.v1.SampledItem
-	(*SampleItemsResponse)(nil),      // 26: raylink.replay.v1.SampleItemsResponse
-	(*UpdatePrioritiesRequest)(nil),  // 27: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 28: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 29: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 30: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 31: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 32: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 33: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 34: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 35: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 36: raylink.tensor.v1.Column
-	(*v1.Tensor)(nil),                // 37: raylink.tensor.v1.Tensor
+	(*ReadRequest)(nil),              // 19: raylink.replay.v1.ReadRequest
+	(*ReadResponse)(nil),             // 20: raylink.replay.v1.ReadResponse
+	(*Run)(nil),                      // 21: raylink.replay.v1.Run
+	(*Item)(nil),                     // 22: raylink.replay.v1.Item
+	(*CreateItemsRequest)(nil),       // 23: raylink.replay.v1.CreateItemsRequest
+	(*CreateItemsResponse)(nil),      // 24: raylink.replay.v1.CreateItemsResponse
+	(*Blocked)(nil),                  // 25: raylink.replay.v1.Blocked
+	(*SampleItemsRequest)(nil),       // 26: raylink.replay.v1.SampleItemsRequest
+	(*SampledItem)(nil),              // 27: raylink.replay.v1.SampledItem
+	(*SampleItemsResponse)(nil),      // 28: raylink.replay.v1.SampleItemsResponse
+	(*UpdatePrioritiesRequest)(nil),  // 29: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 30: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 31: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 32: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 33: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 34: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 35: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 36: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 37: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 38: raylink.tensor.v1.Column
+	(*v1.Tensor)(nil),                // 39: raylink.tensor.v1.Tensor
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	36, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	38, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	36, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
-	37, // 8: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
-	9,  // 9: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
-	12, // 10: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	13, // 11: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
-	2,  // 12: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
-	9,  // 13: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
-	9,  // 14: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	19, // 15: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
-	20, // 16: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	23, // 17: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	19, // 18: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
-	25, // 19: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	23, // 20: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	6,  // 21: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	35, // 22: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
-	4,  // 23: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	23, // 24: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	7,  // 25: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 26: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	15, // 27: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	17, // 28: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	21, // 29: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	24, // 30: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	27, // 31: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	29, // 32: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	31, // 33: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	33, // 34: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	8,  // 35: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 36: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	16, // 37: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	18, // 38: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	22, // 39: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 40: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	28, // 41: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	30, // 42: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	32, // 43: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	34, // 44: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	38, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
+	39, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	9,  // 10: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
+	12, // 11: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
+	13, // 12: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	2,  // 13: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
+	9,  // 14: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
+	9,  // 15: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
+	21, // 16: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	9,  // 17: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
+	21, // 18: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	22, // 19: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
+	25, // 20: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	21, // 21: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	27, // 22: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
+	25, // 23: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	6,  // 24: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
+	37, // 25: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	4,  // 26: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	25, // 27: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	7,  // 28: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 29: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	15, // 30: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	17, // 31: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	19, // 32: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	23, // 33: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	26, // 34: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	29, // 35: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	31, // 36: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	33, // 37: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	35, // 38: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	8,  // 39: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 40: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	16, // 41: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	18, // 42: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	20, // 43: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	24, // 44: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	28, // 45: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	30, // 46: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	32, // 47: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	34, // 48: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	36, // 49: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	39, // [39:50] is the sub-list for method output_type
+	28, // [28:39] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -2722,14 +2886,14 @@ func file_raylink_replay_v1_replay_proto_init() {
 	if File_raylink_replay_v1_replay_proto != nil {
 		return
 	}
-	file_raylink_replay_v1_replay_proto_msgTypes[17].OneofWrappers = []any{}
+	file_raylink_replay_v1_replay_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -370,6 +370,15 @@ type update struct {
 
 // validate returns a [PriorityError] if an item can't have the priority.
 func (t *Table) validate(index int, priority float64) error {
+	return checkPriority(index, priority, t.maxPriority)
+}
+
+// CheckPriority returns a [PriorityError] if the items of such a table can't have the priority.
+func (c *Config) CheckPriority(priority float64) error {
+	return checkPriority(0, priority, min(c.Sampler.maxPriority(), c.Remover.maxPriority()))
+}
+
+func checkPriority(index int, priority, most float64) error {
 	var reason string
 	switch {
 	case math.IsNaN(priority):
@@ -378,8 +387,8 @@ func (t *Table) validate(index int, priority float64) error {
 		reason = "it must be finite"
 	case priority < 0:
 		reason = "it must not be negative"
-	case priority > t.maxPriority:
-		reason = fmt.Sprintf("it must be at most %g, so that the sum of powers of all priorities is finite", t.maxPriority)
+	case priority > most:
+		reason = fmt.Sprintf("it must be at most %g, so that the sum of powers of all priorities is finite", most)
 	default:
 		return nil
 	}

@@ -89,6 +89,16 @@ var replayService = runtime.GeneratedService{
 			Concurrent: true,
 		},
 		{
+			Name: "Read",
+			NewRequest: func() proto.Message {
+				return new(replayv1.ReadRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.ReadResponse)
+			},
+			Concurrent: true,
+		},
+		{
 			Name: "CreateItems",
 			NewRequest: func() proto.Message {
 				return new(replayv1.CreateItemsRequest)
@@ -203,6 +213,18 @@ var replayHandlers = []runtime.GeneratedHandler{
 	},
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Read(ctx, req.(*replayv1.ReadRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.ReadResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ReplayNode).CreateItems(ctx, req.(*replayv1.CreateItemsRequest))
 			if err != nil {
 				return nil, err
@@ -293,6 +315,9 @@ type ReplayNode interface {
 	// Newest reads the newest rows.
 	Newest(context.Context, *replayv1.NewestRequest) (*replayv1.NewestResponse, error)
 
+	// Read reads rows by their sequence numbers.
+	Read(context.Context, *replayv1.ReadRequest) (*replayv1.ReadResponse, error)
+
 	// CreateItems inserts items into a table.
 	CreateItems(context.Context, *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error)
 
@@ -334,6 +359,11 @@ func (UnimplementedReplayNode) Sample(context.Context, *replayv1.SampleRequest) 
 // Newest returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Newest(context.Context, *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Newest is not implemented")
+}
+
+// Read returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Read(context.Context, *replayv1.ReadRequest) (*replayv1.ReadResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Read is not implemented")
 }
 
 // CreateItems returns an error with the code Unimplemented.
@@ -444,70 +474,81 @@ func (h *Replay) NewestAsync(ctx context.Context, req *replayv1.NewestRequest) *
 	return runtime.GeneratedCall[*replayv1.NewestRequest, *replayv1.NewestResponse](3).Async(ctx, h.ref, req)
 }
 
+// Read reads rows by their sequence numbers.
+func (h *Replay) Read(ctx context.Context, req *replayv1.ReadRequest) (*replayv1.ReadResponse, error) {
+	return runtime.GeneratedCall[*replayv1.ReadRequest, *replayv1.ReadResponse](4).Unary(ctx, h.ref, req)
+}
+
+// ReadAsync calls Read and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
+func (h *Replay) ReadAsync(ctx context.Context, req *replayv1.ReadRequest) *runtime.Future[*replayv1.ReadResponse] {
+	return runtime.GeneratedCall[*replayv1.ReadRequest, *replayv1.ReadResponse](4).Async(ctx, h.ref, req)
+}
+
 // CreateItems inserts items into a table.
 func (h *Replay) CreateItems(ctx context.Context, req *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](4).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](5).Unary(ctx, h.ref, req)
 }
 
 // CreateItemsAsync calls CreateItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) CreateItemsAsync(ctx context.Context, req *replayv1.CreateItemsRequest) *runtime.Future[*replayv1.CreateItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](4).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](5).Async(ctx, h.ref, req)
 }
 
 // SampleItems draws items of a table. Their rows are read from the ring.
 func (h *Replay) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](5).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](6).Unary(ctx, h.ref, req)
 }
 
 // SampleItemsAsync calls SampleItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) SampleItemsAsync(ctx context.Context, req *replayv1.SampleItemsRequest) *runtime.Future[*replayv1.SampleItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](5).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](6).Async(ctx, h.ref, req)
 }
 
 // UpdatePriorities changes the priorities of items.
 func (h *Replay) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](6).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](7).Unary(ctx, h.ref, req)
 }
 
 // UpdatePrioritiesAsync calls UpdatePriorities and returns a future of its response or error. It
 // blocks only while the node's queue is full or its connection is being opened.
 func (h *Replay) UpdatePrioritiesAsync(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) *runtime.Future[*replayv1.UpdatePrioritiesResponse] {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](6).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](7).Async(ctx, h.ref, req)
 }
 
 // DeleteItems removes items from a table.
 func (h *Replay) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](7).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](8).Unary(ctx, h.ref, req)
 }
 
 // DeleteItemsAsync calls DeleteItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) DeleteItemsAsync(ctx context.Context, req *replayv1.DeleteItemsRequest) *runtime.Future[*replayv1.DeleteItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](7).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](8).Async(ctx, h.ref, req)
 }
 
 // SetLimiter replaces a table's limiter.
 func (h *Replay) SetLimiter(ctx context.Context, req *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](8).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](9).Unary(ctx, h.ref, req)
 }
 
 // SetLimiterAsync calls SetLimiter and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) SetLimiterAsync(ctx context.Context, req *replayv1.SetLimiterRequest) *runtime.Future[*replayv1.SetLimiterResponse] {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](8).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](9).Async(ctx, h.ref, req)
 }
 
 // Inspect describes tables. It does not scan them.
 func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](9).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](10).Unary(ctx, h.ref, req)
 }
 
 // InspectAsync calls Inspect and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) InspectAsync(ctx context.Context, req *replayv1.InspectRequest) *runtime.Future[*replayv1.InspectResponse] {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](9).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](10).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.

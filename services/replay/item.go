@@ -1,0 +1,509 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// Key identifies an item of a table. It is never that of another item of the table, not even after
+// the replay was restarted. Keys can be compared. The zero value is the key of no item.
+type Key struct {
+	ring   string
+	number uint64
+}
+
+// Number returns the key as the node's methods have it. It is that of one incarnation of the
+// replay, and 0 for the key of no item.
+func (k Key) Number() uint64 { return k.number }
+
+// String returns the number in hexadecimal.
+func (k Key) String() string { return strconv.FormatUint(k.number, 16) }
+
+// PendingKey is the key of an item that is on its way to its table. It is safe for concurrent use.
+type PendingKey struct {
+	confirmed atomic.Bool
+	key       Key
+}
+
+// Get returns the key, and whether the node has confirmed the item. The key is the zero value if it
+// has not, and if a row of the item was overwritten before the item was inserted, so that there is
+// no item.
+func (p *PendingKey) Get() (key Key, confirmed bool) {
+	if !p.confirmed.Load() {
+		return Key{}, false
+	}
+	return p.key, true
+}
+
+// HistoryError means that an item has more rows than its writer can refer to. It matches
+// [ErrItem].
+type HistoryError struct {
+	Table string
+	// Rows is the number of rows asked for.
+	Rows int
+	// Written is how many rows the item could have: those of the episode, unless it may cross the
+	// episode's end, and at most History.
+	Written int
+	// History is the number of rows that the writer remembers.
+	History int
+}
+
+// Error says how many rows were asked for, and how many there are.
+func (e *HistoryError) Error() string {
+	subject := fmt.Sprintf("create an item of %d rows in table %q", e.Rows, e.Table)
+	switch {
+	case e.Rows < 1:
+		return subject + ": an item has at least one row"
+	case e.Rows > e.History:
+		return fmt.Sprintf("%s: the writer remembers %d rows: create it with replay.History(%d)", subject, e.History, e.Rows)
+	default:
+		return fmt.Sprintf("%s: %d rows of the episode were written: wait for more, or allow the item to cross the episode's end",
+			subject, e.Written)
+	}
+}
+
+// Is reports whether target is [ErrItem].
+func (*HistoryError) Is(target error) bool { return target == ErrItem }
+
+// UnconfirmedError means that items were not confirmed: it is unknown whether their table has them.
+// It wraps the cause, for example [ring.ErrOrphaned] if the node's process has died.
+type UnconfirmedError struct {
+	Table string
+	Items int
+	Cause error
+}
+
+// Error says how many items of which table were not confirmed, and why.
+func (e *UnconfirmedError) Error() string {
+	return fmt.Sprintf("%d items for table %q were not confirmed: %v", e.Items, e.Table, e.Cause)
+}
+
+// Unwrap returns the cause.
+func (e *UnconfirmedError) Unwrap() error { return e.Cause }
+
+// WriterOption configures a [TypedWriter].
+type WriterOption interface{ applyWriter(options *writerOptions) }
+
+// writerOptions are those of a writer.
+type writerOptions struct {
+	history, unconfirmed int
+	caller               string
+}
+
+type writerOption func(options *writerOptions)
+
+func (o writerOption) applyWriter(options *writerOptions) { o(options) }
+
+// History lets a writer create items of its last n rows or fewer.
+func History(n int) WriterOption { return writerOption(func(o *writerOptions) { o.history = n }) }
+
+// Unconfirmed is the maximum number of items per table that a writer has created and the node has
+// not confirmed, by default 1024. [TypedWriter.Item] blocks when they are reached.
+func Unconfirmed(items int) WriterOption {
+	return writerOption(func(o *writerOptions) { o.unconfirmed = items })
+}
+
+// CallerOption names a writer or a sampler.
+type CallerOption string
+
+// Caller names a writer or a sampler in the errors and descriptions of calls that wait for it.
+func Caller(name string) CallerOption { return CallerOption(name) }
+
+func (c CallerOption) applyWriter(options *writerOptions) { options.caller = string(c) }
+
+const defaultUnconfirmed = 1024
+
+func writerOptionsOf(c *Client, options []WriterOption) (writerOptions, error) {
+	chosen := writerOptions{unconfirmed: defaultUnconfirmed}
+	for _, o := range options {
+		o.applyWriter(&chosen)
+	}
+	switch capacity := c.layout.Capacity; {
+	case chosen.history < 0 || uint64(chosen.history) > capacity:
+		return chosen, fmt.Errorf("create a writer with a history of %d rows: %w: the ring has %d", chosen.history, ErrArgument, capacity)
+	case chosen.unconfirmed < 1:
+		return chosen, fmt.Errorf("create a writer with up to %d unconfirmed items: %w: it needs one", chosen.unconfirmed, ErrArgument)
+	}
+	return chosen, nil
+}
+
+// ItemOption configures an item.
+type ItemOption func(options *itemOptions)
+
+type itemOptions struct{ across, maximum bool }
+
+// AcrossEpisodes allows an item to have rows of earlier episodes of its writer.
+func AcrossEpisodes() ItemOption { return func(o *itemOptions) { o.across = true } }
+
+// AtMaximum gives an item the highest priority of its table at the time when it is inserted, or 1
+// if there is no positive one, instead of the priority that the call has.
+func AtMaximum() ItemOption { return func(o *itemOptions) { o.maximum = true } }
+
+// history has the sequence numbers of a writer's last rows.
+type history struct {
+	// most is how many of them items can have.
+	most int
+	ring string
+	rows []uint64
+	// episode is the index of the current episode's first row.
+	episode int
+}
+
+// add adds rows of a ring. Those of another ring are forgotten.
+func (h *history) add(id string, sequences []uint64) {
+	if len(sequences) == 0 {
+		return
+	}
+	if id != h.ring {
+		h.ring, h.rows, h.episode = id, h.rows[:0], 0
+	}
+	if excess := len(sequences) - h.most; excess > 0 {
+		sequences = sequences[excess:]
+	}
+	if len(h.rows)+len(sequences) > 2*h.most {
+		dropped := max(0, len(h.rows)-h.most)
+		h.rows = append(h.rows[:0], h.rows[dropped:]...)
+		h.episode = max(0, h.episode-dropped)
+	}
+	h.rows = append(h.rows, sequences...)
+}
+
+// last returns the runs of the last n rows, or how many there are.
+func (h *history) last(n int, across bool) ([]*replayv1.Run, int) {
+	rows := h.rows
+	if !across {
+		rows = rows[h.episode:]
+	}
+	rows = rows[max(0, len(rows)-h.most):]
+	if n < 1 || n > len(rows) {
+		return nil, len(rows)
+	}
+	return runsOf(rows[len(rows)-n:]), len(rows)
+}
+
+// Item creates an item of a table: the last n rows that this writer has written, with a priority.
+// It never crosses an episode's end, unless [AcrossEpisodes] allows it. If there are not as many
+// rows, the error is a [HistoryError]. A priority that is negative, not finite or too high for the
+// table is an error that matches [ErrPriority], an unknown table one that matches [ErrTable].
+//
+// Item does not wait for the node: items are sent in the background, in their order for each table,
+// several in one call. [TypedWriter.Flush] waits until all are confirmed, and only then the key can
+// be relied on. While as many items of the table are unconfirmed as [Unconfirmed] allows, Item waits
+// for the node, and for the table's limiter; if the context ends first, the error matches
+// [ErrBlocked] and says what the limiter waits for, and there is no such item.
+//
+// Items that were not confirmed are an [UnconfirmedError], which the next call of Item, EndEpisode
+// or Flush returns, once. It comes within a second of the death of the node's process.
+func (w *TypedWriter[C]) Item(ctx context.Context, tableName string, n int, priority float64, options ...ItemOption) (*PendingKey, error) {
+	var chosen itemOptions
+	for _, o := range options {
+		o(&chosen)
+	}
+	q, err := w.queue(tableName)
+	if err != nil {
+		return nil, fmt.Errorf("create an item: %w", err)
+	}
+	runs, written := w.history.last(n, chosen.across)
+	if runs == nil {
+		return nil, &HistoryError{Table: tableName, Rows: n, Written: written, History: w.history.most}
+	}
+	item := &replayv1.Item{Runs: runs}
+	if !chosen.maximum {
+		if err := q.config.CheckPriority(priority); err != nil {
+			return nil, fmt.Errorf("create an item of table %q: %w", tableName, err)
+		}
+		item.Priority = &priority
+	}
+	key := &PendingKey{}
+	return key, q.add(ctx, unconfirmed{ring: w.history.ring, item: item, key: key})
+}
+
+// EndEpisode ends the episode: items of later rows have none of the rows before. It does not wait
+// for items: see [TypedWriter.Flush]. It returns an [UnconfirmedError] if some were lost.
+func (w *TypedWriter[C]) EndEpisode(ctx context.Context) error {
+	w.history.episode = len(w.history.rows)
+	err := ctx.Err()
+	for _, q := range w.queues {
+		err = errors.Join(err, q.takeFailure())
+	}
+	return err
+}
+
+// Flush waits until the node has confirmed all items, or until the context ends: then the error
+// matches [ErrBlocked] and the context's error. Items stay on their way.
+func (w *TypedWriter[C]) Flush(ctx context.Context) error {
+	var err error
+	for _, q := range w.queues {
+		err = errors.Join(err, q.wait(ctx, 0, nil))
+	}
+	return err
+}
+
+// queue returns the items on their way to a table.
+func (w *TypedWriter[C]) queue(name string) (*itemQueue, error) {
+	if q := w.queues[name]; q != nil {
+		return q, nil
+	}
+	config, err := w.typed.client.table(name)
+	if err != nil {
+		return nil, err
+	}
+	if w.queues == nil {
+		w.queues = make(map[string]*itemQueue)
+	}
+	q := &itemQueue{
+		client: w.typed.client, config: config, caller: w.options.caller, most: w.options.unconfirmed, changed: make(chan struct{}),
+	}
+	w.queues[name] = q
+	return q, nil
+}
+
+// table returns the configuration of a table.
+func (c *Client) table(name string) (table.Config, error) {
+	names := make([]string, len(c.tables))
+	for i, config := range c.tables {
+		if names[i] = config.GetName(); names[i] == name {
+			return tableConfig(config)
+		}
+	}
+	return table.Config{}, noTable(name, names)
+}
+
+// unconfirmed is an item that the node has not confirmed. Its rows are those of a ring.
+type unconfirmed struct {
+	ring string
+	item *replayv1.Item
+	key  *PendingKey
+}
+
+// itemQueue sends the items of a writer to a table. A goroutine sends them, which ends when there
+// are none.
+type itemQueue struct {
+	client *Client
+	config table.Config
+	caller string
+	most   int
+
+	// mu guards the fields below.
+	mu sync.Mutex
+	// items are in their order; those that are being sent are the first of them.
+	items   []unconfirmed
+	sending bool
+	// blocked is what the limiter waits for, if it does.
+	blocked string
+	// failure is why the items were lost, until it was returned.
+	failure *UnconfirmedError
+	// changed is closed when any of that has changed.
+	changed chan struct{}
+}
+
+// maxItemsTogether is the maximum number of items in one call.
+const maxItemsTogether = 256
+
+// add adds an item once there is room for it.
+func (q *itemQueue) add(ctx context.Context, u unconfirmed) error {
+	return q.wait(ctx, q.most-1, func() error {
+		if !q.sending {
+			if err := q.client.start(q.send); err != nil {
+				return fmt.Errorf("create an item of table %q: %w", q.config.Name, err)
+			}
+			q.sending = true
+		}
+		q.items = append(q.items, u)
+		return nil
+	})
+}
+
+// wait waits until there are no more than a number of items, and calls then with mu.
+func (q *itemQueue) wait(ctx context.Context, most int, then func() error) error {
+	begin := time.Now()
+	for {
+		if err := ctx.Err(); err != nil && then != nil {
+			return q.interrupted(err, begin)
+		}
+		q.mu.Lock()
+		if err := q.taken(); err != nil {
+			q.mu.Unlock()
+			return err
+		}
+		if len(q.items) <= most {
+			defer q.mu.Unlock()
+			if then == nil {
+				return nil
+			}
+			return then()
+		}
+		changed := q.changed
+		q.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return q.interrupted(ctx.Err(), begin)
+		}
+	}
+}
+
+// interrupted returns the error of a wait that the context ended.
+func (q *itemQueue) interrupted(cause error, begin time.Time) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	reason := "the node's response"
+	if q.blocked != "" {
+		reason = "the limiter: " + q.blocked
+	}
+	return fmt.Errorf("table %q: %w: waited %v with %d unconfirmed items for %s: %w",
+		q.config.Name, ErrBlocked, time.Since(begin).Round(time.Millisecond), len(q.items), reason, cause)
+}
+
+// takeFailure returns why items were lost, once.
+func (q *itemQueue) takeFailure() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.taken()
+}
+
+// taken is takeFailure with mu.
+func (q *itemQueue) taken() error {
+	if q.failure == nil {
+		return nil
+	}
+	failure := q.failure
+	q.failure = nil
+	return failure
+}
+
+// send sends items until there are none.
+func (q *itemQueue) send(ctx context.Context) {
+	wait := time.Duration(0)
+	for {
+		some := q.next()
+		if some == nil {
+			return
+		}
+		req := &replayv1.CreateItemsRequest{
+			Table: q.config.Name, Caller: q.caller, RingId: some[0].ring, WaitMs: uint32(wait.Milliseconds()), //nolint:gosec // small
+		}
+		for _, u := range some {
+			req.Items = append(req.Items, u.item)
+		}
+		var res *replayv1.CreateItemsResponse
+		err := q.client.whileServed(ctx, func(ctx context.Context) error {
+			var err error
+			res, err = q.client.handle.CreateItems(ctx, req)
+			return err
+		})
+		if err == nil && len(res.GetKeys()) > len(some) {
+			err = fmt.Errorf("invalid response from the replay: %d keys of %d items", len(res.GetKeys()), len(some))
+		}
+		q.sent(some, res, err)
+		// The first call finds out what the limiter waits for, the next ones wait.
+		if wait = 0; res.GetBlocked() != nil {
+			wait = waitForLimiter
+		}
+	}
+}
+
+// next returns the next items to send, with rows of one ring, or none once there are none.
+func (q *itemQueue) next() []unconfirmed {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.items) == 0 {
+		q.sending = false
+		return nil
+	}
+	n := 1
+	for n < min(len(q.items), maxItemsTogether) && q.items[n].ring == q.items[0].ring {
+		n++
+	}
+	return slices.Clone(q.items[:n])
+}
+
+// sent notes which items were inserted, or that all that are unconfirmed were lost.
+func (q *itemQueue) sent(some []unconfirmed, res *replayv1.CreateItemsResponse, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err != nil {
+		q.failure = &UnconfirmedError{Table: q.config.Name, Items: len(q.items), Cause: err}
+		q.items, q.blocked = nil, ""
+	} else {
+		for i, number := range res.GetKeys() {
+			if number != 0 {
+				some[i].key.key = Key{ring: some[i].ring, number: number}
+			}
+			some[i].key.confirmed.Store(true)
+		}
+		q.items = slices.Delete(q.items, 0, len(res.GetKeys()))
+		q.blocked = res.GetBlocked().GetText()
+	}
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
+
+const (
+	// waitForLimiter is how long a call waits at the node for a limiter. Its caller then calls
+	// again, and gets to know what it waits for.
+	waitForLimiter = time.Second
+	// servedInterval is how often a call that may wait checks that the node's process is alive.
+	servedInterval = 200 * time.Millisecond
+)
+
+// whileServed makes a call of the node that may wait there. If the client has mapped the ring, the
+// call ends when the node's process does, with [ring.ErrOrphaned].
+func (c *Client) whileServed(ctx context.Context, call func(ctx context.Context) error) error {
+	m := c.mapping.Load()
+	calling, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	var watcher sync.WaitGroup
+	if m != nil {
+		watcher.Go(func() {
+			ticker := time.NewTicker(servedInterval)
+			defer ticker.Stop()
+			for {
+				select {
+				case <-done:
+					return
+				case <-ticker.C:
+				}
+				if orphaned, err := m.ring.Orphaned(); err == nil && orphaned {
+					cancel(ring.ErrOrphaned)
+					return
+				}
+			}
+		})
+	}
+	err := call(calling)
+	close(done)
+	watcher.Wait()
+	switch cause := context.Cause(calling); {
+	case err == nil || cause == nil:
+		return ringError(err)
+	case errors.Is(err, cause):
+		return err
+	default:
+		return fmt.Errorf("%w (%w)", cause, err)
+	}
+}
+
+// runsOf returns numbers as runs.
+func runsOf(sequences []uint64) []*replayv1.Run {
+	var runs []*replayv1.Run
+	for i, s := range sequences {
+		if i > 0 && s == sequences[i-1]+1 && s != 0 {
+			runs[len(runs)-1].Length++
+		} else {
+			runs = append(runs, &replayv1.Run{First: s, Length: 1})
+		}
+	}
+	return runs
+}
