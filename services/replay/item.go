@@ -198,8 +198,8 @@ func (h *history) last(n int, across bool) ([]*replayv1.Run, int) {
 //
 // Item does not wait for the node: items are sent in the background, in their order for each table,
 // several in one call. [TypedWriter.Flush] waits until all are confirmed, and only then the key can
-// be relied on. While as many items of the table are unconfirmed as [Unconfirmed] allows, Item waits
-// for the node, and for the table's limiter; if the context ends first, the error matches
+// be relied on. While as many items of the table are unconfirmed as [Unconfirmed] allows, Item
+// waits for the node, and for the table's limiter; if the context ends first, the error matches
 // [ErrBlocked] and says what the limiter waits for, and there is no such item.
 //
 // Items that were not confirmed are an [UnconfirmedError], which the next call of Item, EndEpisode
