@@ -5,6 +5,8 @@ func ofItems() []Mutant {
 	const (
 		at   = "services/replay/ring/at.go"
 		item = "services/replay/item.go"
+
+		sampler = "services/replay/sampler.go"
 	)
 	return []Mutant{
 		{
@@ -46,6 +48,31 @@ func ofItems() []Mutant {
 			Name: "replay/items-get-rows-of-the-next-ring",
 			Edit: Edit{File: "services/replay/tables.go", Func: "node.CreateItems", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
 			Test: "TestItemsOfARingBeforeAreRefused",
+		},
+		{
+			Name: "replay/overwritten-items-are-not-replaced",
+			Edit: Edit{File: sampler, Func: "Sampler.copyRows", Original: "gone[i/length] = true", Mutated: "_ = i"},
+			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
+		},
+		{
+			Name: "replay/replaced-items-count-for-the-limiter",
+			Edit: Edit{File: sampler, Func: "Sampler.copyRows", Original: "b.returned++", Mutated: "_ = b.returned"},
+			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
+		},
+		{
+			Name: "replay/shorter-items-move-when-a-longer-one-comes",
+			Edit: Edit{File: sampler, Func: "SampledBatch.lengthen", Original: "length == b.Length", Mutated: "true"},
+			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
+		},
+		{
+			Name: "replay/interrupted-draws-are-lost",
+			Edit: Edit{File: sampler, Func: "Sampler.draw", Original: "s.unfinished = b", Mutated: "_ = b"},
+			Test: "TestNextSaysWhatItWaitsForAndGoesOn",
+		},
+		{
+			Name: "replay/keys-of-the-replay-before-find-items",
+			Edit: Edit{File: "services/replay/tables.go", Func: "node.UpdatePriorities", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
+			Test: "TestSamplerGoesOnWithTheRestartedReplay",
 		},
 	}
 }

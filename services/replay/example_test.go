@@ -2,6 +2,7 @@ package replay_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -79,6 +80,74 @@ func Example() {
 	// 4 [1 1 1 1]
 	// [1 0] [0.1 0.2 0.3 0.4]
 	// <nil>
+}
+
+// A table has items, which are runs of rows, and chooses those that are sampled.
+func ExampleTyped_Sampler() {
+	ctx := context.Background()
+	directory, err := os.MkdirTemp("", "")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(directory) //nolint:errcheck // a temporary directory
+	rt, err := raylink.Start(ctx, raylink.WithData(directory), replay.Type())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer rt.Close() //nolint:errcheck // nothing is left to do with its error
+	node, err := replayv1raylink.CreateReplay(ctx, rt, &replayv1.ReplayConfig{
+		Columns: cartpolev1raylink.TransitionRow.Columns(), Capacity: 1000,
+		Tables: []*replayv1.TableConfig{replay.Table("per", replay.Prioritized(0.6), replay.MinSize(2))},
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	transitions, err := replay.Open(ctx, node, cartpolev1raylink.TransitionRow)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer transitions.Close() //nolint:errcheck // nothing is left to do with its error
+	writer, err := transitions.Writer(replay.History(3))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for step := range 4 {
+		err = writer.Append(ctx, 1, func(rows *cartpolev1raylink.TransitionColumns) { rows.Return[0] = float32(step) })
+		if err == nil && step >= 2 {
+			_, err = writer.Item(ctx, "per", 3, float64(step-2)) // the last three rows; the first item has priority 0
+		}
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+	}
+	if err := errors.Join(writer.EndEpisode(ctx), writer.Flush(ctx)); err != nil {
+		fmt.Println(err)
+		return
+	}
+	sampler, err := transitions.Sampler("per", replay.BatchOf(2), replay.Prefetch(2), replay.Weights(0.4))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer sampler.Close() //nolint:errcheck // nothing is left to do with its error
+	batch, err := sampler.Next(ctx)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(batch.Len(), batch.Length, batch.Columns.Return)
+	fmt.Println(batch.Info[0].Sequences, batch.Info[0].Probability, batch.Info[0].Weight)
+	fmt.Println(sampler.Update(ctx, batch.Keys(), []float64{0.5, 0.7}))
+	// Output:
+	// 2 3 [1 2 3 1 2 3]
+	// [1 2 3] 1 1
+	// 0 <nil>
 }
 
 // Where the columns are known only when the program runs, rows are a batch of columns by name.

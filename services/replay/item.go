@@ -219,7 +219,7 @@ func (w *TypedWriter[C]) Item(ctx context.Context, tableName string, n int, prio
 	}
 	item := &replayv1.Item{Runs: runs}
 	if !chosen.maximum {
-		if err := q.config.CheckPriority(priority); err != nil {
+		if err := q.config.CheckPriority(0, priority); err != nil {
 			return nil, fmt.Errorf("create an item of table %q: %w", tableName, err)
 		}
 		item.Priority = &priority

@@ -16,6 +16,9 @@
 //	err = w.Append(ctx, 1, func(rows *demov1raylink.StepColumns) { rows.Action[0] = action })
 //	area, err := steps.Newest(ctx, 4096) // read in place
 //
+// A [Table] has items, which are runs of rows, and chooses those that are sampled:
+// [TypedWriter.Item] creates them, and [Typed.Sampler] returns batches of their rows.
+//
 // Where the columns are known only when the program runs, [OpenClient] returns a client whose rows
 // are a [Batch]:
 //

@@ -374,8 +374,8 @@ func (t *Table) validate(index int, priority float64) error {
 }
 
 // CheckPriority returns a [PriorityError] if the items of such a table can't have the priority.
-func (c *Config) CheckPriority(priority float64) error {
-	return checkPriority(0, priority, min(c.Sampler.maxPriority(), c.Remover.maxPriority()))
+func (c *Config) CheckPriority(index int, priority float64) error {
+	return checkPriority(index, priority, min(c.Sampler.maxPriority(), c.Remover.maxPriority()))
 }
 
 func checkPriority(index int, priority, most float64) error {

@@ -1,0 +1,485 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// SamplerOption configures a [Sampler].
+type SamplerOption interface{ applySampler(options *samplerOptions) }
+
+type samplerOptions struct {
+	batch, prefetch int
+	beta            float64
+	caller          string
+}
+
+type samplerOption func(options *samplerOptions)
+
+func (o samplerOption) applySampler(options *samplerOptions) { o(options) }
+
+// BatchOf is the number of items of a batch, by default 256.
+func BatchOf(items int) SamplerOption {
+	return samplerOption(func(o *samplerOptions) { o.batch = items })
+}
+
+// Prefetch is how many batches a sampler draws ahead, by default none. They are drawn with the
+// priorities of that time, and count as sampled.
+func Prefetch(batches int) SamplerOption {
+	return samplerOption(func(o *samplerOptions) { o.prefetch = batches })
+}
+
+// Weights is the exponent of the importance weights of a table with the sampler [Prioritized]. By
+// default it is 0, so that all weights are 1.
+func Weights(exponent float64) SamplerOption {
+	return samplerOption(func(o *samplerOptions) { o.beta = exponent })
+}
+
+func (c CallerOption) applySampler(options *samplerOptions) { options.caller = string(c) }
+
+const defaultBatchOf = 256
+
+// ItemInfo describes a sampled item as it was after the draw.
+type ItemInfo struct {
+	Key Key
+	// Sequences are the sequence numbers of the item's rows. They are valid as long as the batch.
+	Sequences []uint64
+	// Probability is that with which the draw had this result; Weight is the importance weight: see
+	// [Weights].
+	Probability, Weight float64
+	Priority            float64
+	// Sampled is how often the item has been drawn, this time included.
+	Sampled uint32
+	// TableSize is the number of the table's items.
+	TableSize uint64
+	// Age is the time since the item was inserted.
+	Age time.Duration
+	// Held means that the limiter made the call wait for this draw.
+	Held bool
+}
+
+// SampledBatch is a full batch of items, and a copy of their rows.
+type SampledBatch[C any] struct {
+	// Columns has Length rows for each item, back to back. Shorter items end with zero rows.
+	Columns C
+	// Mask has an element for each row of Columns: 1, or 0 for one that only fills up its item.
+	Mask []uint8
+	// Info describes the items, in the order of Columns.
+	Info []ItemInfo
+	// Length is the number of rows of the longest item.
+	Length int
+	// Replaced is how many more items were drawn, because rows of theirs were overwritten before
+	// they were copied.
+	Replaced int
+
+	rows *Batch
+	// ring is that of the rows. returned is how many of the items drawn have to be given back to
+	// the limiter.
+	ring     string
+	returned uint32
+	bytes    [][]byte
+}
+
+// Len returns the number of items.
+func (b *SampledBatch[C]) Len() int { return len(b.Info) }
+
+// Keys returns the keys of the items. They remain valid.
+func (b *SampledBatch[C]) Keys() []Key {
+	keys := make([]Key, len(b.Info))
+	for i := range b.Info {
+		keys[i] = b.Info[i].Key
+	}
+	return keys
+}
+
+// Sampler samples a table. [Sampler.Update] is safe for concurrent use; Next is not.
+type Sampler[C any] struct {
+	typed   *Typed[C]
+	config  table.Config
+	options samplerOptions
+	head    *ReadHead
+	// blocked is what the limiter waits for.
+	blocked atomic.Pointer[string]
+
+	// ctx is ended by Close, and by that of the client.
+	ctx    context.Context //nolint:containedctx // see above
+	cancel context.CancelCauseFunc
+
+	// unfinished is a batch whose draw was interrupted; apart is memory for replaced items. Both
+	// belong to the goroutine that draws.
+	unfinished *SampledBatch[C]
+	apart      *Batch
+	// last is the batch that Next returned; free has those that may be used again.
+	last *SampledBatch[C]
+	free chan *SampledBatch[C]
+	// fetching means that a goroutine draws ahead. It sends to fetched, an error last.
+	fetching bool
+	fetched  chan fetched[C]
+	fetcher  sync.WaitGroup
+}
+
+type fetched[C any] struct {
+	batch *SampledBatch[C]
+	err   error
+}
+
+// Sampler returns a sampler of a table. An unknown table is an error that matches [ErrTable]. A
+// sampler with [Prefetch] is to be closed; closing the client does it too.
+func (t *Typed[C]) Sampler(tableName string, options ...SamplerOption) (*Sampler[C], error) {
+	chosen := samplerOptions{batch: defaultBatchOf}
+	for _, o := range options {
+		o.applySampler(&chosen)
+	}
+	switch {
+	case chosen.batch < 1 || chosen.batch > maxSampledItems:
+		return nil, fmt.Errorf("sample batches of %d items: %w: 1 to %d are possible", chosen.batch, ErrArgument, maxSampledItems)
+	case chosen.prefetch < 0:
+		return nil, fmt.Errorf("prefetch %d batches: %w: it must not be negative", chosen.prefetch, ErrArgument)
+	case !(chosen.beta >= 0) || math.IsInf(chosen.beta, 0):
+		return nil, fmt.Errorf("sample with weights of exponent %g: %w: it must be finite and not negative", chosen.beta, ErrArgument)
+	}
+	if err := t.client.opened(); err != nil {
+		return nil, err
+	}
+	config, err := t.client.table(tableName)
+	if err != nil {
+		return nil, fmt.Errorf("sample: %w", err)
+	}
+	s := &Sampler[C]{
+		typed: t, config: config, options: chosen, head: t.client.Reader(nil),
+		free: make(chan *SampledBatch[C], chosen.prefetch+1), fetched: make(chan fetched[C], max(chosen.prefetch-1, 0)),
+	}
+	s.ctx, s.cancel = context.WithCancelCause(t.client.ctx)
+	return s, nil
+}
+
+// Close ends what is drawn ahead: these items count as sampled, and those of a queue are lost. The
+// batch that Next returned last stays valid.
+func (s *Sampler[C]) Close() error {
+	s.cancel(ring.ErrClosed)
+	s.fetcher.Wait()
+	return nil
+}
+
+// Next returns the next batch. It is valid until the next call of Next, which uses its memory.
+//
+// The batch is full: an item of which a row was overwritten between the draw and the copy is
+// replaced, counted, and given back to the limiter. All of its rows are those of one incarnation of
+// the replay.
+//
+// Next waits for the table's limiter. If the context ends first, the error matches [ErrBlocked] and
+// the context's error, and says what the limiter waits for; items drawn until then are in the next
+// batch. If the node ends, or its process does, Next returns an error within a second.
+func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
+	if s.ctx.Err() != nil {
+		return nil, fmt.Errorf("sample table %q: %w", s.config.Name, context.Cause(s.ctx))
+	}
+	if s.last != nil {
+		select {
+		case s.free <- s.last:
+		default:
+		}
+		s.last = nil
+	}
+	begin := time.Now()
+	var got fetched[C]
+	if s.options.prefetch == 0 {
+		got.batch, got.err = s.draw(ctx)
+	} else {
+		if !s.fetching {
+			s.fetcher.Add(1)
+			if err := s.typed.client.start(s.fetch); err != nil {
+				s.fetcher.Done()
+				return nil, err
+			}
+			s.fetching = true
+		}
+		select {
+		case got = <-s.fetched:
+			s.fetching = got.err == nil
+		case <-ctx.Done():
+			got.err = ctx.Err()
+		case <-s.ctx.Done():
+			got.err = context.Cause(s.ctx)
+		}
+	}
+	if got.err == nil {
+		s.last = got.batch
+		return got.batch, nil
+	}
+	if cause := ctx.Err(); cause != nil {
+		reason := "the node's response"
+		if blocked := s.blocked.Load(); blocked != nil {
+			reason = "the limiter: " + *blocked
+		}
+		return nil, fmt.Errorf("sample table %q: %w: waited %v for %s: %w",
+			s.config.Name, ErrBlocked, time.Since(begin).Round(time.Millisecond), reason, cause)
+	}
+	return nil, fmt.Errorf("sample table %q: %w", s.config.Name, got.err)
+}
+
+// fetch draws ahead until that fails or the sampler is closed.
+func (s *Sampler[C]) fetch(context.Context) {
+	defer s.fetcher.Done()
+	for {
+		var next fetched[C]
+		next.batch, next.err = s.draw(s.ctx)
+		select {
+		case s.fetched <- next:
+		case <-s.ctx.Done():
+			return
+		}
+		if next.err != nil {
+			return
+		}
+	}
+}
+
+// draw draws a full batch, or goes on with an unfinished one.
+func (s *Sampler[C]) draw(ctx context.Context) (*SampledBatch[C], error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	b := s.unfinished
+	if b == nil {
+		select {
+		case b = <-s.free:
+			b.restart("")
+			b.returned, b.Replaced = 0, 0
+		default:
+			rows, err := s.typed.client.NewBatch(0)
+			if err != nil {
+				return nil, err
+			}
+			b = &SampledBatch[C]{rows: rows, bytes: make([][]byte, len(rows.Layout().Columns))}
+		}
+		s.unfinished = b
+	}
+	for wait := time.Duration(0); b.Len() < s.options.batch; {
+		blocked, err := s.drawSome(ctx, b, wait)
+		if err != nil {
+			return nil, err
+		}
+		// The first call finds out what the limiter waits for, the next ones wait.
+		if wait = 0; blocked {
+			wait = waitForLimiter
+			if deadline, ok := ctx.Deadline(); ok {
+				wait = max(time.Millisecond, min(wait, time.Until(deadline)/2))
+			}
+		}
+	}
+	s.unfinished = nil
+	return b, b.finish(s.typed)
+}
+
+// restart empties a batch, for rows of a ring.
+func (b *SampledBatch[C]) restart(id string) {
+	b.Info, b.Length, b.ring = b.Info[:0], 0, id
+}
+
+// drawSome draws the missing items of a batch, and copies their rows. It reports whether the
+// limiter blocks more of them.
+func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait time.Duration) (blocked bool, err error) {
+	client := s.typed.client
+	req := &replayv1.SampleItemsRequest{
+		Table: s.config.Name, Beta: s.options.beta, Caller: s.options.caller,
+		Items:  uint32(s.options.batch - b.Len()),                 //nolint:gosec // at most maxSampledItems
+		WaitMs: uint32(wait.Milliseconds()), Returned: b.returned, //nolint:gosec // at most waitForLimiter
+	}
+	var res *replayv1.SampleItemsResponse
+	if err := client.whileServed(ctx, func(ctx context.Context) (err error) {
+		res, err = client.handle.SampleItems(ctx, req)
+		return err
+	}); err != nil {
+		return false, err
+	}
+	b.returned = 0
+	s.blocked.Store(nil)
+	if res.GetBlocked() != nil {
+		text := res.GetBlocked().GetText()
+		s.blocked.Store(&text)
+	}
+	if res.GetRingId() != b.ring {
+		b.restart(res.GetRingId()) // also where the replay was restarted meanwhile
+	}
+	items := res.GetItems()
+	if len(items) > int(req.GetItems()) {
+		return false, fmt.Errorf("invalid response from the replay: %w: %d items instead of %d", ring.ErrBatch, len(items), req.GetItems())
+	}
+	if len(items) == 0 {
+		return res.GetBlocked() != nil, nil
+	}
+	return res.GetBlocked() != nil, s.copyRows(ctx, b, items)
+}
+
+// copyRows adds items to a batch, but for those of which a row was overwritten.
+func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*replayv1.SampledItem) error {
+	length := b.Length
+	for _, it := range items {
+		n := 0
+		for _, r := range it.GetRuns() {
+			n += int(r.GetLength())
+		}
+		length = max(length, n)
+	}
+	sequences := make([]uint64, 0, length*len(items))
+	for i, it := range items {
+		for _, r := range it.GetRuns() {
+			for k := range uint64(r.GetLength()) {
+				sequences = append(sequences, r.GetFirst()+k)
+			}
+		}
+		for len(sequences) < length*(i+1) {
+			sequences = append(sequences, ring.NoRow)
+		}
+	}
+	into := b.rows
+	if b.Len() > 0 {
+		if s.apart == nil {
+			apart, err := s.typed.client.NewBatch(0)
+			if err != nil {
+				return err
+			}
+			s.apart = apart
+		}
+		into = s.apart
+	}
+	lost, err := s.head.at(ctx, b.ring, sequences, into)
+	if err != nil {
+		b.returned += uint32(len(items)) //nolint:gosec // at most maxSampledItems
+		return err
+	}
+	gone := make([]bool, len(items))
+	for _, i := range lost {
+		gone[i/length] = true
+	}
+	kept := 0
+	for i, it := range items {
+		if gone[i] {
+			b.returned++
+			b.Replaced++
+			continue
+		}
+		moveRows(into, kept*length, i*length, length)
+		copy(sequences[kept*length:], sequences[i*length:(i+1)*length])
+		b.Info = append(b.Info, infoOf(b.ring, it))
+		kept++
+	}
+	if err := into.Resize(kept * length); err != nil {
+		return err
+	}
+	into.SetSequences(sequences[:kept*length])
+	if into == b.rows {
+		b.Length = length
+		return nil
+	}
+	if err := b.lengthen(length, len(b.Info)-kept); err != nil {
+		return err
+	}
+	return b.rows.AppendRows(into)
+}
+
+// moveRows copies n rows of a batch to other places of it.
+func moveRows(b *Batch, to, from, n int) {
+	if to == from || n == 0 {
+		return
+	}
+	for c := range b.Layout().Columns {
+		bytes := b.Bytes(c)
+		size := len(bytes) / b.Rows()
+		copy(bytes[to*size:(to+n)*size], bytes[from*size:(from+n)*size])
+	}
+}
+
+// lengthen makes room for longer items.
+func (b *SampledBatch[C]) lengthen(length, items int) error {
+	if length == b.Length {
+		return nil
+	}
+	longer, err := ring.NewBatch(b.rows.Layout(), items*length)
+	if err != nil {
+		return err
+	}
+	sequences := make([]uint64, items*length)
+	for i := range sequences {
+		sequences[i] = ring.NoRow
+	}
+	for i := range items {
+		for c := range b.bytes {
+			old, into := b.rows.Bytes(c), longer.Bytes(c)
+			size := len(old) / (items * b.Length)
+			copy(into[i*length*size:], old[i*b.Length*size:(i+1)*b.Length*size])
+		}
+		copy(sequences[i*length:], b.rows.Sequences()[i*b.Length:(i+1)*b.Length])
+	}
+	longer.SetSequences(sequences)
+	b.rows, b.Length = longer, length
+	return nil
+}
+
+// finish sets what depends on all rows.
+func (b *SampledBatch[C]) finish(t *Typed[C]) error {
+	sequences := b.rows.Sequences()
+	b.Mask = b.Mask[:0]
+	for i := range b.Info {
+		rows := sequences[i*b.Length : (i+1)*b.Length]
+		n := 0
+		for _, s := range rows {
+			mask := uint8(0)
+			if s != ring.NoRow {
+				mask = 1
+				n++
+			}
+			b.Mask = append(b.Mask, mask)
+		}
+		b.Info[i].Sequences = rows[:n:n]
+	}
+	for i := range b.bytes {
+		b.bytes[i] = b.rows.Bytes(i)
+	}
+	return t.row.View(&b.Columns, b.rows.Rows(), b.bytes)
+}
+
+func infoOf(id string, it *replayv1.SampledItem) ItemInfo {
+	return ItemInfo{
+		Key: Key{ring: id, number: it.GetKey()}, Probability: it.GetProbability(), Weight: it.GetWeight(), Priority: it.GetPriority(),
+		Sampled: it.GetSampled(), TableSize: it.GetTableSize(), Age: time.Duration(it.GetAgeNs()), Held: it.GetHeld(), //nolint:gosec // since the node began
+	}
+}
+
+// Update changes the priorities of items, and returns how many of these have left the table, or
+// were items of an earlier incarnation of the replay: their update changes nothing. A priority that
+// is negative, not finite or too high is an error that matches [ErrPriority], and another number of
+// priorities than keys one that matches [ErrArgument]; nothing is changed then.
+func (s *Sampler[C]) Update(ctx context.Context, keys []Key, priorities []float64) (stale int, err error) {
+	if len(keys) != len(priorities) {
+		return 0, fmt.Errorf("update %d priorities of table %q: %w: there are %d keys", len(priorities), s.config.Name, ErrArgument, len(keys))
+	}
+	requests := make(map[string]*replayv1.UpdatePrioritiesRequest, 1)
+	for i, key := range keys {
+		if err := s.config.CheckPriority(i, priorities[i]); err != nil {
+			return 0, fmt.Errorf("update priorities of table %q: %w", s.config.Name, err)
+		}
+		req := requests[key.ring]
+		if req == nil {
+			req = &replayv1.UpdatePrioritiesRequest{Table: s.config.Name, RingId: key.ring}
+			requests[key.ring] = req
+		}
+		req.Keys, req.Priorities = append(req.Keys, key.number), append(req.Priorities, priorities[i])
+	}
+	for _, req := range requests {
+		res, updateErr := s.typed.client.handle.UpdatePriorities(ctx, req)
+		stale += int(res.GetStale()) //nolint:gosec // at most the number of keys
+		err = errors.Join(err, ringError(updateErr))
+	}
+	return stale, err
+}
