@@ -256,7 +256,9 @@ func TestCallsEndWithTheProcessOfTheNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := testNode(t, testConfig(10))
 		c := open(t, n)
-		err := c.whileServed(t.Context(), func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := c.whileServed(ctx, func(ctx context.Context) error {
 			require.NoError(t, n.ring.Close()) // as though the process had ended
 			<-ctx.Done()
 			return ctx.Err()
