@@ -96,3 +96,29 @@ func ofRing() []Mutant {
 		},
 	}
 }
+
+// ofRingReaders returns the mutants of what readers do when writers overtake them.
+func ofRingReaders() []Mutant {
+	return []Mutant{
+		{
+			Name: "ring/newest-of-an-overtaken-reader-are-none",
+			Edit: Edit{
+				File:     "services/replay/ring/reader.go",
+				Func:     "ReadHead.NewestBefore",
+				Original: "copied == found && !overtaken",
+				Mutated:  "copied == found && (!overtaken || true)",
+			},
+			Test: "TestReadersOvertakenByWritersAreNotEmpty", Prints: `the ring has no readable row`,
+		},
+		{
+			Name: "ring/area-of-an-overtaken-reader-is-empty",
+			Edit: Edit{
+				File:     "services/replay/ring/area.go",
+				Func:     "Area.tryHold",
+				Original: "r.filledRows() > 0",
+				Mutated:  "false && r.filledRows() > 0",
+			},
+			Test: "TestReadersOvertakenByWritersAreNotEmpty", Prints: `the ring has no readable row`,
+		},
+	}
+}

@@ -392,6 +392,9 @@ func (h *ReadHead) Hold(ctx context.Context, n int) (*Area, error) {
 func (a *Area) tryHold(ctx context.Context, n uint64, last bool) (bool, error) {
 	r := a.ring
 	ranges, found, err := r.newest(ctx, n, maxSequence)
+	for try := 1; try < emptyTries && found == 0 && err == nil && r.filledRows() > 0; try++ {
+		ranges, found, err = r.newest(ctx, n, maxSequence)
+	}
 	if err != nil {
 		return false, err
 	}

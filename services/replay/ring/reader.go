@@ -157,8 +157,8 @@ const (
 	// newestTries is how often Newest searches for newer rows to replace those overwritten
 	// meanwhile.
 	newestTries = 4
-	// emptyTries is how often it searches if it found none, though there are some: writers
-	// overwrote all rows since it began to look for the newest.
+	// emptyTries is how often Newest and Hold search if they found none, though there are some:
+	// writers overwrote all rows since they began to look for the newest.
 	emptyTries = 16
 )
 
