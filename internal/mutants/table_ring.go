@@ -97,9 +97,50 @@ func ofRing() []Mutant {
 	}
 }
 
-// ofRingReaders returns the mutants of what readers do when writers overtake them.
-func ofRingReaders() []Mutant {
+// ofReplayCalls returns the mutants of what all calls have in common, and of readers that writers
+// overtake.
+func ofReplayCalls() []Mutant {
 	return []Mutant{
+		{
+			Name: "replay/closed-node-looks-like-a-closed-client",
+			Edit: Edit{
+				File:     "services/replay/node.go",
+				Func:     "connectError",
+				Original: "case errors.Is(err, ring.ErrEnded), errors.Is(err, ring.ErrClosed):",
+				Mutated:  "case errors.Is(err, ring.ErrEnded):",
+			},
+			Test: "TestAllCallsAfterTheNodeEnded",
+		},
+		{
+			Name: "replay/deadlines-that-pass-at-the-node-hide-the-holders",
+			Edit: Edit{
+				File:     "services/replay/heads.go",
+				Func:     "endedBy",
+				Original: "connect.CodeOf(err) == connect.CodeDeadlineExceeded",
+				Mutated:  "connect.CodeOf(err) == connect.CodeUnknown",
+			},
+			Test: "TestAppendWaitsForRoom", Args: []string{failFast, "-test.count=5"},
+		},
+		{
+			Name: "replay/remote-refusals-lose-their-holders",
+			Edit: Edit{
+				File:     "services/replay/message.go",
+				Func:     "ringError",
+				Original: `return fmt.Errorf("%w (%w)", noRoomOf(m), remote)`,
+				Mutated:  "return remote",
+			},
+			Test: "TestRefusedWriteLeavesNoSequenceNumbers",
+		},
+		{
+			Name: "replay/failed-writes-keep-earlier-sequence-numbers",
+			Edit: Edit{
+				File:     "services/replay/heads.go",
+				Func:     "WriteHead.write",
+				Original: "batch.SetSequences(nil)",
+				Mutated:  "_ = batch.SetSequences",
+			},
+			Test: "TestAllCallsOfEndedContexts",
+		},
 		{
 			Name: "ring/newest-of-an-overtaken-reader-are-none",
 			Edit: Edit{

@@ -201,7 +201,7 @@ func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, er
 		return nil, nil //nolint:nilnil // go on through the node, whose next call has the error
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the replay's ring is no longer served: %w", err)
+		return nil, fmt.Errorf("the replay's ring is no longer served: %w", ringError(err))
 	}
 	if err := compareColumns("", c.layout.Columns, layoutOf(description.GetColumns(), 1).Columns); err != nil {
 		return nil, fmt.Errorf("use the restarted replay: %w", err)

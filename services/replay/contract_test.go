@@ -2,14 +2,19 @@ package replay
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 	"github.com/stretchr/testify/require"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/services/replay/ring"
 )
@@ -24,12 +29,28 @@ func bothWays(t *testing.T, config *replayv1.ReplayConfig, test func(t *testing.
 			holder := open(t, n)
 			c := holder
 			if way == "remote" {
-				c = open(t, &remoteReplay{node: n})
+				c = openTunnel(t, &remoteReplay{node: n})
 			}
 			require.Equal(t, way == "mapped", c.Mapped())
 			test(t, c, holder)
 		})
 	}
+}
+
+// openTunnel returns a client whose calls are encoded, as those between machines are: of an error
+// it gets the code, the text and the details, but not the node's Go value. Messages have at most
+// the 64 MiB of the tunnel.
+func openTunnel(t *testing.T, n replayv1raylink.ReplayNode) *Client {
+	t.Helper()
+	server, mux := connect.NewServer(), http.NewServeMux()
+	replayv1raylink.RegisterReplayTunnel(server, n)
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20))
+	web := httptest.NewServer(mux)
+	t.Cleanup(web.Close)
+	c, err := OpenClient(t.Context(), replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(web.Client(), web.URL, connecthttp.WithReadMaxBytes(64<<20)))))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, c.Close()) })
+	return c
 }
 
 func TestReadsOfNoRows(t *testing.T) {
@@ -130,7 +151,7 @@ func TestAppendWaitsForRoom(t *testing.T) {
 		area, err := holder.Reader(nil).Hold(t.Context(), 4)
 		require.NoError(t, err)
 
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
 		batch := rowsOf(t, c, 5, 6)
 		n, err := c.Writer().Append(ctx, batch)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"connectrpc.com/connect/v2"
+
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/ring"
 )
@@ -122,18 +124,27 @@ func (w *WriteHead) send(ctx context.Context, batch *Batch, wait, together bool)
 		switch {
 		case refused != nil:
 			room = refused
-		case err != nil && room != nil && ctx.Err() != nil: // while it waited
+		case err != nil && room != nil && endedBy(ctx, err) != nil: // while it waited
 		case err != nil:
 			return err
 		default:
 			continue
 		}
-		room.Rows, room.Written, room.Waited, room.Cause = batch.Rows(), len(sequences), time.Since(begin), ctx.Err()
+		room.Rows, room.Written, room.Waited, room.Cause = batch.Rows(), len(sequences), time.Since(begin), endedBy(ctx, err)
 		if !wait || room.Cause != nil {
 			return fmt.Errorf("append to ring: %w", room)
 		}
 	}
 	return nil
+}
+
+// endedBy returns the context's error if the context has ended, or if a call failed because its
+// deadline passed at the node, which may be earlier.
+func endedBy(ctx context.Context, err error) error {
+	if ctx.Err() == nil && err != nil && connect.CodeOf(err) == connect.CodeDeadlineExceeded {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err() //nolint:wrapcheck // the caller adds the operation
 }
 
 // waitOf returns how long the node is to wait, in milliseconds: shorter than the context lasts, so

@@ -186,10 +186,9 @@ func connectError(err error) error {
 		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_BATCH})
 	case errors.Is(err, ring.ErrLayout):
 		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_LAYOUT})
-	case errors.Is(err, ring.ErrEnded):
+	case errors.Is(err, ring.ErrEnded), errors.Is(err, ring.ErrClosed):
+		// Closed is the node's mapping, after it ended the ring, and not the caller's.
 		return withDetail(connect.CodeUnavailable, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_ENDED})
-	case errors.Is(err, ring.ErrClosed):
-		return withDetail(connect.CodeUnavailable, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_CLOSED})
 	default:
 		return err
 	}

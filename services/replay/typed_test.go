@@ -196,10 +196,10 @@ func TestTypedAppendWaitsForRoom(t *testing.T) {
 		require.NoError(t, w.Append(t.Context(), 4, points(1, 2, 3, 4)))
 		area, err := holder.Reader(nil).Hold(t.Context(), 3)
 		require.NoError(t, err)
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
 		var room *ring.NoRoomError
-		require.ErrorAs(t, w.TryAppend(ctx, 2, points(5, 6)), &room)
+		require.ErrorAs(t, w.TryAppend(t.Context(), 2, points(5, 6)), &room)
 		require.Equal(t, []int{2, 0}, []int{room.Rows, room.Written}, "all rows or none")
 		require.NoError(t, room.Cause)
 		err = w.Append(ctx, 2, points(5, 6))
