@@ -15,7 +15,7 @@ func All() []Mutant {
 		ofReplayCalls(), ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
-		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(),
+		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(),
 	)
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"sync"
@@ -299,16 +301,23 @@ type itemQueue struct {
 	// items are in their order; those that are being sent are the first of them.
 	items   []unconfirmed
 	sending bool
-	// blocked is what the limiter waits for, if it does.
+	// blocked is what the limiter waited for when the node last said so; call is the call that
+	// waits at the node.
 	blocked string
+	call    uint64
 	// failure is why the items were lost, until it was returned.
 	failure *UnconfirmedError
 	// changed is closed when any of that has changed.
 	changed chan struct{}
 }
 
-// maxItemsTogether is the maximum number of items in one call.
-const maxItemsTogether = 256
+const (
+	// maxItemsTogether is the maximum number of items in one call.
+	maxItemsTogether = 256
+	// maxItemsWaiting is that of a call that waits for the limiter. The keys of its items are only
+	// known once all of them have been inserted.
+	maxItemsWaiting = 16
+)
 
 // add adds an item once there is room for it.
 func (q *itemQueue) add(ctx context.Context, u unconfirmed) error {
@@ -356,13 +365,11 @@ func (q *itemQueue) wait(ctx context.Context, most int, then func() error) error
 // interrupted returns the error of a wait that the context ended.
 func (q *itemQueue) interrupted(cause error, begin time.Time) error {
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	reason := "the node's response"
-	if q.blocked != "" {
-		reason = "the limiter: " + q.blocked
-	}
+	blocked, call, items := q.blocked, q.call, len(q.items)
+	q.mu.Unlock()
+	waited := time.Since(begin).Round(time.Millisecond)
 	return fmt.Errorf("table %q: %w: waited %v with %d unconfirmed items for %s: %w",
-		q.config.Name, ErrBlocked, time.Since(begin).Round(time.Millisecond), len(q.items), reason, cause)
+		q.config.Name, ErrBlocked, waited, items, q.client.waitingFor(q.config.Name, call, blocked), cause)
 }
 
 // takeFailure returns why items were lost, once.
@@ -384,14 +391,15 @@ func (q *itemQueue) taken() error {
 
 // send sends items until there are none.
 func (q *itemQueue) send(ctx context.Context) {
-	wait := time.Duration(0)
+	waits := false
 	for {
-		some := q.next()
+		some, call := q.next(waits)
 		if some == nil {
 			return
 		}
-		req := &replayv1.CreateItemsRequest{
-			Table: q.config.Name, Caller: q.caller, RingId: some[0].ring, WaitMs: uint32(wait.Milliseconds()), //nolint:gosec // small
+		req := &replayv1.CreateItemsRequest{Table: q.config.Name, Caller: q.caller, RingId: some[0].ring, Call: call}
+		if waits {
+			req.WaitMs = math.MaxUint32
 		}
 		for _, u := range some {
 			req.Items = append(req.Items, u.item)
@@ -406,26 +414,29 @@ func (q *itemQueue) send(ctx context.Context) {
 			err = fmt.Errorf("invalid response from the replay: %d keys of %d items", len(res.GetKeys()), len(some))
 		}
 		q.sent(some, res, err)
-		// The first call finds out what the limiter waits for, the next ones wait.
-		if wait = 0; res.GetBlocked() != nil {
-			wait = waitForLimiter
-		}
+		// The first call finds out that the limiter waits, and for what. The next one waits.
+		waits = res.GetBlocked() != nil
 	}
 }
 
-// next returns the next items to send, with rows of one ring, or none once there are none.
-func (q *itemQueue) next() []unconfirmed {
+// next returns the next items to send, with rows of one ring, or none once there are none. If they
+// are for a call that waits, it has a number.
+func (q *itemQueue) next(waits bool) (items []unconfirmed, call uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.items) == 0 {
 		q.sending = false
-		return nil
+		return nil, 0
 	}
-	n := 1
-	for n < min(len(q.items), maxItemsTogether) && q.items[n].ring == q.items[0].ring {
+	n, most := 1, maxItemsTogether
+	if waits {
+		most, call = maxItemsWaiting, newCall()
+	}
+	q.call = call
+	for n < min(len(q.items), most) && q.items[n].ring == q.items[0].ring {
 		n++
 	}
-	return slices.Clone(q.items[:n])
+	return slices.Clone(q.items[:n]), call
 }
 
 // sent notes which items were inserted, or that all that are unconfirmed were lost.
@@ -449,13 +460,31 @@ func (q *itemQueue) sent(some []unconfirmed, res *replayv1.CreateItemsResponse, 
 	q.changed = make(chan struct{})
 }
 
-const (
-	// waitForLimiter is how long a call waits at the node for a limiter. Its caller then calls
-	// again, and gets to know what it waits for.
-	waitForLimiter = time.Second
-	// servedInterval is how often a call that may wait checks that the node's process is alive.
-	servedInterval = 200 * time.Millisecond
-)
+// newCall returns a number for a call that waits at the node.
+func newCall() uint64 { return rand.Uint64() | 1 } //nolint:gosec // only unlikely to be that of another call
+
+// waitingTimeout is how long the node has to say what a call waits for.
+const waitingTimeout = 250 * time.Millisecond
+
+// waitingFor returns what a call of a table waits for, in words. known is what the node said about
+// it earlier; empty if it did not.
+func (c *Client) waitingFor(table string, call uint64, known string) string {
+	if call != 0 {
+		ctx, cancel := context.WithTimeout(c.ctx, waitingTimeout)
+		defer cancel()
+		res, err := c.handle.Waiting(ctx, &replayv1.WaitingRequest{Table: table, Call: call})
+		if text := res.GetBlocked().GetText(); err == nil && text != "" {
+			known = text
+		}
+	}
+	if known == "" {
+		return "the node's response"
+	}
+	return "the limiter: " + known
+}
+
+// servedInterval is how often a call that may wait checks that the node's process is alive.
+const servedInterval = 200 * time.Millisecond
 
 // whileServed makes a call of the node that may wait there. If the client has mapped the ring, the
 // call ends when the node's process does, with [ring.ErrOrphaned].

@@ -107,8 +107,10 @@ type Sampler[C any] struct {
 	config  table.Config
 	options samplerOptions
 	head    *ReadHead
-	// blocked is what the limiter waits for.
+	// blocked is what the limiter waited for when the node last said so, and call the call that
+	// waits at the node.
 	blocked atomic.Pointer[string]
+	call    atomic.Uint64
 
 	// ctx is ended by Close, and by that of the client.
 	ctx    context.Context //nolint:containedctx // see above
@@ -121,7 +123,8 @@ type Sampler[C any] struct {
 	// last is the batch that Next returned; free has those that may be used again.
 	last *SampledBatch[C]
 	free chan *SampledBatch[C]
-	// fetching means that a goroutine draws ahead. It sends to fetched, an error last.
+	// fetching means that a goroutine draws: ahead, or one batch for which the limiter waits. It
+	// sends to fetched, an error last.
 	fetching bool
 	fetched  chan fetched[C]
 	fetcher  sync.WaitGroup
@@ -133,7 +136,7 @@ type fetched[C any] struct {
 }
 
 // Sampler returns a sampler of a table. An unknown table is an error that matches [ErrTable]. A
-// sampler with [Prefetch] is to be closed; closing the client does it too.
+// sampler is to be closed; closing the client does it too.
 func (t *Typed[C]) Sampler(tableName string, options ...SamplerOption) (*Sampler[C], error) {
 	chosen := samplerOptions{batch: defaultBatchOf}
 	for _, o := range options {
@@ -177,8 +180,9 @@ func (s *Sampler[C]) Close() error {
 // the replay.
 //
 // Next waits for the table's limiter. If the context ends first, the error matches [ErrBlocked] and
-// the context's error, and says what the limiter waits for; items drawn until then are in the next
-// batch. If the node ends, or its process does, Next returns an error within a second.
+// the context's error, and says what the limiter waits for. The draw keeps its place among those
+// that wait, and its items are the batch of the next call of Next. If the node ends, or its process
+// does, Next returns an error within a second.
 func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 	if s.ctx.Err() != nil {
 		return nil, fmt.Errorf("sample table %q: %w", s.config.Name, context.Cause(s.ctx))
@@ -192,9 +196,10 @@ func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 	}
 	begin := time.Now()
 	var got fetched[C]
-	if s.options.prefetch == 0 {
-		got.batch, got.err = s.draw(ctx)
-	} else {
+	if s.options.prefetch == 0 && !s.fetching {
+		got.batch, got.err = s.draw(ctx, false)
+	}
+	if got.batch == nil && got.err == nil {
 		if !s.fetching {
 			s.fetcher.Add(1)
 			if err := s.typed.client.start(s.fetch); err != nil {
@@ -205,7 +210,7 @@ func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 		}
 		select {
 		case got = <-s.fetched:
-			s.fetching = got.err == nil
+			s.fetching = got.err == nil && s.options.prefetch > 0
 		case <-ctx.Done():
 			got.err = ctx.Err()
 		case <-s.ctx.Done():
@@ -217,35 +222,37 @@ func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 		return got.batch, nil
 	}
 	if cause := ctx.Err(); cause != nil {
-		reason := "the node's response"
+		known, waited := "", time.Since(begin).Round(time.Millisecond)
 		if blocked := s.blocked.Load(); blocked != nil {
-			reason = "the limiter: " + *blocked
+			known = *blocked
 		}
 		return nil, fmt.Errorf("sample table %q: %w: waited %v for %s: %w",
-			s.config.Name, ErrBlocked, time.Since(begin).Round(time.Millisecond), reason, cause)
+			s.config.Name, ErrBlocked, waited, s.typed.client.waitingFor(s.config.Name, s.call.Load(), known), cause)
 	}
 	return nil, fmt.Errorf("sample table %q: %w", s.config.Name, got.err)
 }
 
-// fetch draws ahead until that fails or the sampler is closed.
+// fetch draws until that fails or the sampler is closed; only one batch, if the sampler does not
+// draw ahead.
 func (s *Sampler[C]) fetch(context.Context) {
 	defer s.fetcher.Done()
 	for {
 		var next fetched[C]
-		next.batch, next.err = s.draw(s.ctx)
+		next.batch, next.err = s.draw(s.ctx, true)
 		select {
 		case s.fetched <- next:
 		case <-s.ctx.Done():
 			return
 		}
-		if next.err != nil {
+		if next.err != nil || s.options.prefetch == 0 {
 			return
 		}
 	}
 }
 
-// draw draws a full batch, or goes on with an unfinished one.
-func (s *Sampler[C]) draw(ctx context.Context) (*SampledBatch[C], error) {
+// draw draws a full batch, or goes on with an unfinished one. It returns none if the limiter blocks
+// it and it should not wait.
+func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
@@ -264,17 +271,14 @@ func (s *Sampler[C]) draw(ctx context.Context) (*SampledBatch[C], error) {
 		}
 		s.unfinished = b
 	}
-	for wait := time.Duration(0); b.Len() < s.options.batch; {
-		blocked, err := s.drawSome(ctx, b, wait)
-		if err != nil {
-			return nil, err
+	for blocked := false; b.Len() < s.options.batch; {
+		if blocked && !wait {
+			return nil, nil //nolint:nilnil // neither a batch nor an error
 		}
-		// The first call finds out what the limiter waits for, the next ones wait.
-		if wait = 0; blocked {
-			wait = waitForLimiter
-			if deadline, ok := ctx.Deadline(); ok {
-				wait = max(time.Millisecond, min(wait, time.Until(deadline)/2))
-			}
+		// The first call finds out that the limiter waits, and for what. The next one waits.
+		var err error
+		if blocked, err = s.drawSome(ctx, b, blocked); err != nil {
+			return nil, err
 		}
 	}
 	s.unfinished = nil
@@ -287,14 +291,17 @@ func (b *SampledBatch[C]) restart(id string) {
 }
 
 // drawSome draws the missing items of a batch, and copies their rows. It reports whether the
-// limiter blocks more of them.
-func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait time.Duration) (blocked bool, err error) {
+// limiter blocks more of them, if it should not wait for that.
+func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool) (blocked bool, err error) {
 	client := s.typed.client
 	req := &replayv1.SampleItemsRequest{
 		Table: s.config.Name, Beta: s.options.beta, Caller: s.options.caller,
-		Items:  uint32(s.options.batch - b.Len()),                 //nolint:gosec // at most maxSampledItems
-		WaitMs: uint32(wait.Milliseconds()), Returned: b.returned, //nolint:gosec // at most waitForLimiter
+		Items: uint32(s.options.batch - b.Len()), Returned: b.returned, //nolint:gosec // at most maxSampledItems
 	}
+	if wait {
+		req.WaitMs, req.Call = math.MaxUint32, newCall()
+	}
+	s.call.Store(req.GetCall())
 	var res *replayv1.SampleItemsResponse
 	if err := client.whileServed(ctx, func(ctx context.Context) (err error) {
 		res, err = client.handle.SampleItems(ctx, req)

@@ -1,7 +1,9 @@
 package replay
 
 import (
+	"context"
 	"errors"
+	"fmt"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/internal/table"
@@ -95,28 +97,83 @@ func MaxSampled(times uint32) TableOption {
 	return option(func(config *replayv1.TableConfig) { config.MaxSampled = times })
 }
 
-func limiter(l *replayv1.Limiter) TableOption {
-	return option(func(config *replayv1.TableConfig) { config.Limiter = l })
-}
+// Limiter decides which inserts and samples have to wait. As an option, it is the table's limiter.
+type Limiter struct{ message *replayv1.Limiter }
+
+func (l Limiter) apply(config *replayv1.TableConfig) { config.Limiter = l.message }
 
 // MinSize lets samples wait while the table has fewer items.
-func MinSize(items uint64) TableOption { return limiter(&replayv1.Limiter{MinSize: items}) }
+func MinSize(items uint64) Limiter { return Limiter{&replayv1.Limiter{MinSize: items}} }
 
 // SamplesPerInsert keeps the number of samples near ratio times the number of inserts, once the
 // table has minSize items: up to buffer samples more or less.
-func SamplesPerInsert(ratio float64, minSize uint64, buffer float64) TableOption {
-	return limiter(&replayv1.Limiter{
+func SamplesPerInsert(ratio float64, minSize uint64, buffer float64) Limiter {
+	return Limiter{&replayv1.Limiter{
 		Rule: replayv1.LimiterRule_LIMITER_RULE_SAMPLES_PER_INSERT, MinSize: minSize, SamplesPerInsert: ratio, Buffer: buffer,
-	})
+	}}
 }
 
 // Queue makes a table with the sampler FIFO a bounded queue: each item is sampled once, and inserts
 // wait while it has as many items as its capacity.
-func Queue(capacity uint64) TableOption {
-	return limiter(&replayv1.Limiter{Rule: replayv1.LimiterRule_LIMITER_RULE_QUEUE, Capacity: capacity})
+func Queue(capacity uint64) Limiter {
+	return Limiter{&replayv1.Limiter{Rule: replayv1.LimiterRule_LIMITER_RULE_QUEUE, Capacity: capacity}}
 }
 
 // Stack is a Queue for the sampler LIFO.
-func Stack(capacity uint64) TableOption {
-	return limiter(&replayv1.Limiter{Rule: replayv1.LimiterRule_LIMITER_RULE_STACK, Capacity: capacity})
+func Stack(capacity uint64) Limiter {
+	return Limiter{&replayv1.Limiter{Rule: replayv1.LimiterRule_LIMITER_RULE_STACK, Capacity: capacity}}
+}
+
+// Delete removes items from a table, and returns how many of these had left the table, or were
+// items of an earlier incarnation of the replay: their deletion changes nothing. Their rows stay in
+// the ring. An unknown table is an error that matches [ErrTable].
+func (c *Client) Delete(ctx context.Context, tableName string, keys []Key) (stale int, err error) {
+	if err := c.callable(ctx); err != nil {
+		return 0, fmt.Errorf("delete %d items of table %q: %w", len(keys), tableName, err)
+	}
+	requests := map[string]*replayv1.DeleteItemsRequest{}
+	if len(keys) == 0 {
+		requests[""] = &replayv1.DeleteItemsRequest{Table: tableName} // so that the table's name is checked
+	}
+	for _, key := range keys {
+		req := requests[key.ring]
+		if req == nil {
+			req = &replayv1.DeleteItemsRequest{Table: tableName, RingId: key.ring}
+			requests[key.ring] = req
+		}
+		req.Keys = append(req.Keys, key.number)
+	}
+	for _, req := range requests {
+		res, deleteErr := c.handle.DeleteItems(ctx, req)
+		stale += int(res.GetStale()) //nolint:gosec // at most the number of keys
+		err = errors.Join(err, ringError(deleteErr))
+	}
+	if err != nil {
+		return stale, fmt.Errorf("delete %d items of table %q: %w", len(keys), tableName, err)
+	}
+	return stale, nil
+}
+
+// SetLimiter replaces the limiter of a table, for example by [MinSize] or [SamplesPerInsert].
+// Counting begins anew, as though the table's items had just been inserted, and calls that wait go
+// on as far as the new limiter lets them. One that could only deadlock is an error that matches
+// [ErrLimiter] and says why; an unknown table is one that matches [ErrTable]. Nothing is changed
+// then.
+func (c *Client) SetLimiter(ctx context.Context, tableName string, limiter Limiter) error {
+	err := c.callable(ctx)
+	if err == nil {
+		_, err = c.handle.SetLimiter(ctx, &replayv1.SetLimiterRequest{Table: tableName, Limiter: limiter.message})
+	}
+	if err != nil {
+		return fmt.Errorf("set the limiter of table %q: %w", tableName, ringError(err))
+	}
+	return nil
+}
+
+// callable returns why a client can't make a call of the node, or nil.
+func (c *Client) callable(ctx context.Context) error {
+	if err := c.opened(); err != nil {
+		return err
+	}
+	return ctx.Err() //nolint:wrapcheck // the caller adds the operation
 }

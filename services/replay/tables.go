@@ -3,6 +3,7 @@ package replay
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -23,9 +24,6 @@ type tables struct {
 // Limits of a node's tables.
 const (
 	defaultMaxItems = 1_000_000
-	// maxWaitForItems is how long a call waits for the limiter. The caller then calls again, and
-	// gets to know what it waits for.
-	maxWaitForItems = 10 * time.Second
 	// maxSampledItems bounds the items of one response.
 	maxSampledItems = 1 << 16
 )
@@ -104,8 +102,8 @@ func (n *node) CreateItems(ctx context.Context, req *replayv1.CreateItemsRequest
 	items := itemsOf(req.GetItems())
 	keys := make([]table.Key, len(items))
 	var done int
-	if wait := waitForItems(req.GetWaitMs()); wait > 0 {
-		waiting, cancel := context.WithTimeout(ctx, wait)
+	if req.GetWaitMs() > 0 {
+		waiting, cancel := waitForItems(ctx, req.GetWaitMs(), req.GetCall())
 		defer cancel()
 		done, err = t.Insert(waiting, req.GetCaller(), items, keys)
 	} else {
@@ -138,8 +136,8 @@ func (n *node) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest
 	samples := make([]table.Sample, req.GetItems())
 	options := table.SampleOptions{Caller: req.GetCaller(), Beta: req.GetBeta()}
 	var done int
-	if wait := waitForItems(req.GetWaitMs()); wait > 0 {
-		waiting, cancel := context.WithTimeout(ctx, wait)
+	if req.GetWaitMs() > 0 {
+		waiting, cancel := waitForItems(ctx, req.GetWaitMs(), req.GetCall())
 		defer cancel()
 		done, err = t.Sample(waiting, samples, options)
 	} else {
@@ -152,6 +150,19 @@ func (n *node) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest
 	res.Blocked, err = blockedOf(err)
 	if err != nil {
 		return nil, connectError(err)
+	}
+	return res, nil
+}
+
+// Waiting says what a call waits for.
+func (n *node) Waiting(_ context.Context, req *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error) {
+	t, err := n.tables.find(req.GetTable())
+	if err != nil {
+		return nil, connectError(err)
+	}
+	res := &replayv1.WaitingResponse{}
+	if blocked, ok := t.Waiting(req.GetCall()); ok {
+		res.Blocked = blockedMessage(&blocked)
 	}
 	return res, nil
 }
@@ -179,7 +190,11 @@ func (n *node) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest
 	if err != nil {
 		return nil, connectError(err)
 	}
-	stale, err := t.Delete(keysOf(req.GetKeys()))
+	keys := keysOf(req.GetKeys())
+	if !n.isRing(req.GetRingId()) {
+		clear(keys) // no item has the key 0
+	}
+	stale, err := t.Delete(keys)
 	if err != nil {
 		return nil, connectError(err)
 	}
@@ -222,6 +237,11 @@ func (n *node) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*repl
 // isRing reports whether the node has the ring that a request names, if it names one.
 func (n *node) isRing(id string) bool { return id == "" || id == n.ring.ID().String() }
 
-func waitForItems(ms uint32) time.Duration {
-	return min(time.Duration(ms)*time.Millisecond, maxWaitForItems)
+// waitForItems returns the context of a call that waits for a limiter.
+func waitForItems(ctx context.Context, ms uint32, call uint64) (context.Context, context.CancelFunc) {
+	ctx = table.WithCall(ctx, call)
+	if ms == math.MaxUint32 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
 }

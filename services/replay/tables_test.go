@@ -193,7 +193,7 @@ func TestInvalidTablesAreRefused(t *testing.T) {
 		"table 0 has no name":           {Table("")},
 		`there are two tables "a"`:      {Table("a"), Table("a")},
 		"its kind 99 is unknown":        {Table("a", Selector{kind: 99})},
-		"rule 9 is unknown":             {Table("a", limiter(&replayv1.Limiter{Rule: 9}))},
+		"rule 9 is unknown":             {Table("a", Limiter{&replayv1.Limiter{Rule: 9}})},
 		"needs the sampler lifo":        {Table("a", FIFO(), Stack(3))},
 		"buffer of 1 samples":           {Table("a", SamplesPerInsert(8, 1000, 1))},
 		"maximum number of items is":    {Table("a", MaxItems(math.MaxUint64))},

@@ -1465,13 +1465,16 @@ type CreateItemsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
 	Items []*Item                `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
-	// How long the call waits for the limiter, in milliseconds. 0 does not wait. The node waits 10 s
-	// at most, and the caller calls again for the rest.
+	// How long the call waits for the limiter, in milliseconds. 0 does not wait. 2^32 - 1 waits as
+	// long as the call lives. A call keeps its place among those that wait; one that returned without
+	// all items and calls again is the last of them.
 	WaitMs uint32 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	// Names the caller for those that wait for it.
 	Caller string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
 	// If not empty, items with rows of another ring are refused.
-	RingId        string `protobuf:"bytes,5,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	RingId string `protobuf:"bytes,5,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	// Any number by which Waiting finds the call; 0 for none.
+	Call          uint64 `protobuf:"fixed64,6,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1541,6 +1544,13 @@ func (x *CreateItemsRequest) GetRingId() string {
 	return ""
 }
 
+func (x *CreateItemsRequest) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
 type CreateItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The keys of the items that were inserted: all of them, or the first ones. A key is 0 where a
@@ -1596,127 +1606,6 @@ func (x *CreateItemsResponse) GetBlocked() *Blocked {
 	return nil
 }
 
-// Blocked describes a call that the limiter made wait.
-type Blocked struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Caller string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Insert or sample.
-	Operation string `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
-	Done      uint64 `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
-	Total     uint64 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
-	WaitedNs  uint64 `protobuf:"varint,5,opt,name=waited_ns,json=waitedNs,proto3" json:"waited_ns,omitempty"`
-	// How many more inserts or samples it needs, or that an item needs a priority above zero.
-	Inserts  uint64 `protobuf:"varint,6,opt,name=inserts,proto3" json:"inserts,omitempty"`
-	Samples  uint64 `protobuf:"varint,7,opt,name=samples,proto3" json:"samples,omitempty"`
-	Priority bool   `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
-	// The caller that last did what is waited for.
-	From string `protobuf:"bytes,9,opt,name=from,proto3" json:"from,omitempty"`
-	// All of it in words.
-	Text          string `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Blocked) Reset() {
-	*x = Blocked{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Blocked) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Blocked) ProtoMessage() {}
-
-func (x *Blocked) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Blocked.ProtoReflect.Descriptor instead.
-func (*Blocked) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *Blocked) GetCaller() string {
-	if x != nil {
-		return x.Caller
-	}
-	return ""
-}
-
-func (x *Blocked) GetOperation() string {
-	if x != nil {
-		return x.Operation
-	}
-	return ""
-}
-
-func (x *Blocked) GetDone() uint64 {
-	if x != nil {
-		return x.Done
-	}
-	return 0
-}
-
-func (x *Blocked) GetTotal() uint64 {
-	if x != nil {
-		return x.Total
-	}
-	return 0
-}
-
-func (x *Blocked) GetWaitedNs() uint64 {
-	if x != nil {
-		return x.WaitedNs
-	}
-	return 0
-}
-
-func (x *Blocked) GetInserts() uint64 {
-	if x != nil {
-		return x.Inserts
-	}
-	return 0
-}
-
-func (x *Blocked) GetSamples() uint64 {
-	if x != nil {
-		return x.Samples
-	}
-	return 0
-}
-
-func (x *Blocked) GetPriority() bool {
-	if x != nil {
-		return x.Priority
-	}
-	return false
-}
-
-func (x *Blocked) GetFrom() string {
-	if x != nil {
-		return x.From
-	}
-	return ""
-}
-
-func (x *Blocked) GetText() string {
-	if x != nil {
-		return x.Text
-	}
-	return ""
-}
-
 type SampleItemsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
@@ -1728,14 +1617,16 @@ type SampleItemsRequest struct {
 	Beta float64 `protobuf:"fixed64,5,opt,name=beta,proto3" json:"beta,omitempty"`
 	// How many items that the caller sampled before had rows that were overwritten before it could
 	// read them. They are given back to the limiter first.
-	Returned      uint32 `protobuf:"varint,6,opt,name=returned,proto3" json:"returned,omitempty"`
+	Returned uint32 `protobuf:"varint,6,opt,name=returned,proto3" json:"returned,omitempty"`
+	// As in CreateItemsRequest.
+	Call          uint64 `protobuf:"fixed64,7,opt,name=call,proto3" json:"call,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SampleItemsRequest) Reset() {
 	*x = SampleItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1638,7 @@ func (x *SampleItemsRequest) String() string {
 func (*SampleItemsRequest) ProtoMessage() {}
 
 func (x *SampleItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1651,7 @@ func (x *SampleItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsRequest.ProtoReflect.Descriptor instead.
 func (*SampleItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SampleItemsRequest) GetTable() string {
@@ -1805,6 +1696,13 @@ func (x *SampleItemsRequest) GetReturned() uint32 {
 	return 0
 }
 
+func (x *SampleItemsRequest) GetCall() uint64 {
+	if x != nil {
+		return x.Call
+	}
+	return 0
+}
+
 // SampledItem is an item as it was after it was drawn.
 type SampledItem struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1824,7 +1722,7 @@ type SampledItem struct {
 
 func (x *SampledItem) Reset() {
 	*x = SampledItem{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1734,7 @@ func (x *SampledItem) String() string {
 func (*SampledItem) ProtoMessage() {}
 
 func (x *SampledItem) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1747,7 @@ func (x *SampledItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampledItem.ProtoReflect.Descriptor instead.
 func (*SampledItem) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SampledItem) GetKey() uint64 {
@@ -1928,7 +1826,7 @@ type SampleItemsResponse struct {
 
 func (x *SampleItemsResponse) Reset() {
 	*x = SampleItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +1838,7 @@ func (x *SampleItemsResponse) String() string {
 func (*SampleItemsResponse) ProtoMessage() {}
 
 func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +1851,7 @@ func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsResponse.ProtoReflect.Descriptor instead.
 func (*SampleItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SampleItemsResponse) GetItems() []*SampledItem {
@@ -1991,7 +1889,7 @@ type UpdatePrioritiesRequest struct {
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +1901,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +1914,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -2057,7 +1955,7 @@ type UpdatePrioritiesResponse struct {
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +1967,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +1980,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -2093,16 +1991,18 @@ func (x *UpdatePrioritiesResponse) GetStale() uint64 {
 }
 
 type DeleteItemsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Table         string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
-	Keys          []uint64               `protobuf:"fixed64,2,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Keys  []uint64               `protobuf:"fixed64,2,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	// If not empty, keys of items with rows of another ring find no item.
+	RingId        string `protobuf:"bytes,3,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2014,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2027,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2144,6 +2044,13 @@ func (x *DeleteItemsRequest) GetKeys() []uint64 {
 	return nil
 }
 
+func (x *DeleteItemsRequest) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
 type DeleteItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many of the items had left the table.
@@ -2154,7 +2061,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2073,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2086,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2199,7 +2106,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2118,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2131,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2249,7 +2156,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2168,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2181,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
 }
 
 type InspectRequest struct {
@@ -2287,7 +2194,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2206,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2219,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2331,7 +2238,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2250,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2263,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -2399,7 +2306,7 @@ type TableInfo struct {
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2318,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2331,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -2557,7 +2464,7 @@ var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xdc\x01\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xdc\x01\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
@@ -2637,35 +2544,25 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04Item\x12*\n" +
 	"\x04runs\x18\x01 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12\x1f\n" +
 	"\bpriority\x18\x02 \x01(\x01H\x00R\bpriority\x88\x01\x01B\v\n" +
-	"\t_priority\"\xa3\x01\n" +
+	"\t_priority\"\xb7\x01\n" +
 	"\x12CreateItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12-\n" +
 	"\x05items\x18\x02 \x03(\v2\x17.raylink.replay.v1.ItemR\x05items\x12\x17\n" +
 	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12\x16\n" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x17\n" +
-	"\aring_id\x18\x05 \x01(\tR\x06ringId\"_\n" +
+	"\aring_id\x18\x05 \x01(\tR\x06ringId\x12\x12\n" +
+	"\x04call\x18\x06 \x01(\x06R\x04call\"_\n" +
 	"\x13CreateItemsResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\x06R\x04keys\x124\n" +
-	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xfe\x01\n" +
-	"\aBlocked\x12\x16\n" +
-	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x1c\n" +
-	"\toperation\x18\x02 \x01(\tR\toperation\x12\x12\n" +
-	"\x04done\x18\x03 \x01(\x04R\x04done\x12\x14\n" +
-	"\x05total\x18\x04 \x01(\x04R\x05total\x12\x1b\n" +
-	"\twaited_ns\x18\x05 \x01(\x04R\bwaitedNs\x12\x18\n" +
-	"\ainserts\x18\x06 \x01(\x04R\ainserts\x12\x18\n" +
-	"\asamples\x18\a \x01(\x04R\asamples\x12\x1a\n" +
-	"\bpriority\x18\b \x01(\bR\bpriority\x12\x12\n" +
-	"\x04from\x18\t \x01(\tR\x04from\x12\x12\n" +
-	"\x04text\x18\n" +
-	" \x01(\tR\x04text\"\xa1\x01\n" +
+	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xb5\x01\n" +
 	"\x12SampleItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x14\n" +
 	"\x05items\x18\x02 \x01(\rR\x05items\x12\x17\n" +
 	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12\x16\n" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x12\n" +
 	"\x04beta\x18\x05 \x01(\x01R\x04beta\x12\x1a\n" +
-	"\breturned\x18\x06 \x01(\rR\breturned\"\x85\x02\n" +
+	"\breturned\x18\x06 \x01(\rR\breturned\x12\x12\n" +
+	"\x04call\x18\a \x01(\x06R\x04call\"\x85\x02\n" +
 	"\vSampledItem\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x06R\x03key\x12*\n" +
 	"\x04runs\x18\x02 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12 \n" +
@@ -2689,10 +2586,11 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"priorities\x12\x17\n" +
 	"\aring_id\x18\x04 \x01(\tR\x06ringId\"0\n" +
 	"\x18UpdatePrioritiesResponse\x12\x14\n" +
-	"\x05stale\x18\x01 \x01(\x04R\x05stale\">\n" +
+	"\x05stale\x18\x01 \x01(\x04R\x05stale\"W\n" +
 	"\x12DeleteItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
-	"\x04keys\x18\x02 \x03(\x06R\x04keys\"+\n" +
+	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x17\n" +
+	"\aring_id\x18\x03 \x01(\tR\x06ringId\"+\n" +
 	"\x13DeleteItemsResponse\x12\x14\n" +
 	"\x05stale\x18\x01 \x01(\x04R\x05stale\"_\n" +
 	"\x11SetLimiterRequest\x12\x14\n" +
@@ -2751,7 +2649,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_LIMITER\x10\x06\x12\x0f\n" +
 	"\vREASON_ITEM\x10\a\x12\x13\n" +
 	"\x0fREASON_PRIORITY\x10\b\x12\x13\n" +
-	"\x0fREASON_ARGUMENT\x10\t2\xe2\b\n" +
+	"\x0fREASON_ARGUMENT\x10\t2\xbe\t\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -2759,7 +2657,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Q\n" +
 	"\x04Read\x12\x1e.raylink.replay.v1.ReadRequest\x1a\x1f.raylink.replay.v1.ReadResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
-	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12u\n" +
+	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
+	"\aWaiting\x12!.raylink.replay.v1.WaitingRequest\x1a\".raylink.replay.v1.WaitingResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12u\n" +
 	"\x10UpdatePriorities\x12*.raylink.replay.v1.UpdatePrioritiesRequest\x1a+.raylink.replay.v1.UpdatePrioritiesResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vDeleteItems\x12%.raylink.replay.v1.DeleteItemsRequest\x1a&.raylink.replay.v1.DeleteItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12c\n" +
 	"\n" +
@@ -2780,7 +2679,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -2807,33 +2706,35 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*Item)(nil),                     // 22: raylink.replay.v1.Item
 	(*CreateItemsRequest)(nil),       // 23: raylink.replay.v1.CreateItemsRequest
 	(*CreateItemsResponse)(nil),      // 24: raylink.replay.v1.CreateItemsResponse
-	(*Blocked)(nil),                  // 25: raylink.replay.v1.Blocked
-	(*SampleItemsRequest)(nil),       // 26: raylink.replay.v1.SampleItemsRequest
-	(*SampledItem)(nil),              // 27: raylink.replay.v1.SampledItem
-	(*SampleItemsResponse)(nil),      // 28: raylink.replay.v1.SampleItemsResponse
-	(*UpdatePrioritiesRequest)(nil),  // 29: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 30: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 31: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 32: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 33: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 34: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 35: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 36: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 37: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 38: raylink.tensor.v1.Column
-	(*v1.Tensor)(nil),                // 39: raylink.tensor.v1.Tensor
+	(*SampleItemsRequest)(nil),       // 25: raylink.replay.v1.SampleItemsRequest
+	(*SampledItem)(nil),              // 26: raylink.replay.v1.SampledItem
+	(*SampleItemsResponse)(nil),      // 27: raylink.replay.v1.SampleItemsResponse
+	(*UpdatePrioritiesRequest)(nil),  // 28: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 29: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 30: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 31: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 32: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 33: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 34: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 35: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 36: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 37: raylink.tensor.v1.Column
+	(*v1.Tensor)(nil),                // 38: raylink.tensor.v1.Tensor
+	(*Blocked)(nil),                  // 39: raylink.replay.v1.Blocked
+	(*WaitingRequest)(nil),           // 40: raylink.replay.v1.WaitingRequest
+	(*WaitingResponse)(nil),          // 41: raylink.replay.v1.WaitingResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	38, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	37, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	38, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	37, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	39, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	38, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 10: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 11: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
 	13, // 12: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
@@ -2844,38 +2745,40 @@ var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	9,  // 17: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
 	21, // 18: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
 	22, // 19: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	25, // 20: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	39, // 20: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	21, // 21: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
-	27, // 22: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	25, // 23: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	26, // 22: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
+	39, // 23: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	6,  // 24: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	37, // 25: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	36, // 25: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
 	4,  // 26: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	25, // 27: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	39, // 27: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
 	7,  // 28: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
 	10, // 29: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
 	15, // 30: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
 	17, // 31: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
 	19, // 32: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
 	23, // 33: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	26, // 34: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	29, // 35: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	31, // 36: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	33, // 37: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	35, // 38: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	8,  // 39: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 40: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	16, // 41: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	18, // 42: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	20, // 43: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	24, // 44: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	28, // 45: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	30, // 46: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	32, // 47: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	34, // 48: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	36, // 49: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	39, // [39:50] is the sub-list for method output_type
-	28, // [28:39] is the sub-list for method input_type
+	25, // 34: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	40, // 35: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	28, // 36: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	30, // 37: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	32, // 38: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	34, // 39: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	8,  // 40: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 41: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	16, // 42: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	18, // 43: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	20, // 44: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	24, // 45: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	27, // 46: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	41, // 47: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	29, // 48: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	31, // 49: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	33, // 50: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	35, // 51: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	40, // [40:52] is the sub-list for method output_type
+	28, // [28:40] is the sub-list for method input_type
 	28, // [28:28] is the sub-list for extension type_name
 	28, // [28:28] is the sub-list for extension extendee
 	0,  // [0:28] is the sub-list for field type_name
@@ -2886,6 +2789,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 	if File_raylink_replay_v1_replay_proto != nil {
 		return
 	}
+	file_raylink_replay_v1_items_proto_init()
 	file_raylink_replay_v1_replay_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2893,7 +2797,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

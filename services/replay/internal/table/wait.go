@@ -12,6 +12,8 @@ import (
 type waiter struct {
 	op     Op
 	caller string
+	// call is the number of the call, or 0: see WithCall.
+	call uint64
 	// try means that the call does not wait.
 	try bool
 	// done of total items were processed.
@@ -70,6 +72,7 @@ func (t *Table) wait(ctx context.Context, q *queue, w *waiter) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, fmt.Errorf("%v table %q: %w", w.op, t.config.Name, err)
 	}
+	w.call = callOf(ctx)
 	t.mu.Lock()
 	if t.closed != nil {
 		defer t.mu.Unlock()
@@ -109,6 +112,33 @@ func (t *Table) wait(ctx context.Context, q *queue, w *waiter) (int, error) {
 	q.Remove(e)
 	t.serve()
 	return w.done, &BlockedError{Blocked: blocked, Table: t.config.Name, Cause: ctx.Err()}
+}
+
+type callKey struct{}
+
+// WithCall returns a context that gives a call of Insert or Sample a number, by which
+// [Table.Waiting] finds it. The number should not be that of another call.
+func WithCall(ctx context.Context, call uint64) context.Context {
+	return context.WithValue(ctx, callKey{}, call)
+}
+
+func callOf(ctx context.Context) uint64 {
+	call, _ := ctx.Value(callKey{}).(uint64)
+	return call
+}
+
+// Waiting returns what a call waits for, or false if no call with this number waits.
+func (t *Table) Waiting(call uint64) (Blocked, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, q := range []*queue{&t.inserters, &t.samplers} {
+		for e := q.Front(); e != nil; e = e.Next() {
+			if w := e.Value.(*waiter); w.call == call && call != 0 { //nolint:forcetypeassert // see queue
+				return t.blocked(q, w), true
+			}
+		}
+	}
+	return Blocked{}, false
 }
 
 // serve performs waiting calls, in their order, as far as the limiter allows.

@@ -119,6 +119,16 @@ var replayService = runtime.GeneratedService{
 			Concurrent: true,
 		},
 		{
+			Name: "Waiting",
+			NewRequest: func() proto.Message {
+				return new(replayv1.WaitingRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.WaitingResponse)
+			},
+			Concurrent: true,
+		},
+		{
 			Name: "UpdatePriorities",
 			NewRequest: func() proto.Message {
 				return new(replayv1.UpdatePrioritiesRequest)
@@ -249,6 +259,18 @@ var replayHandlers = []runtime.GeneratedHandler{
 	},
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Waiting(ctx, req.(*replayv1.WaitingRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.WaitingResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ReplayNode).UpdatePriorities(ctx, req.(*replayv1.UpdatePrioritiesRequest))
 			if err != nil {
 				return nil, err
@@ -324,6 +346,9 @@ type ReplayNode interface {
 	// SampleItems draws items of a table. Their rows are read from the ring.
 	SampleItems(context.Context, *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error)
 
+	// Waiting says what a call of CreateItems or SampleItems waits for.
+	Waiting(context.Context, *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error)
+
 	// UpdatePriorities changes the priorities of items.
 	UpdatePriorities(context.Context, *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error)
 
@@ -374,6 +399,11 @@ func (UnimplementedReplayNode) CreateItems(context.Context, *replayv1.CreateItem
 // SampleItems returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) SampleItems(context.Context, *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/SampleItems is not implemented")
+}
+
+// Waiting returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Waiting(context.Context, *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Waiting is not implemented")
 }
 
 // UpdatePriorities returns an error with the code Unimplemented.
@@ -507,48 +537,59 @@ func (h *Replay) SampleItemsAsync(ctx context.Context, req *replayv1.SampleItems
 	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](6).Async(ctx, h.ref, req)
 }
 
+// Waiting says what a call of CreateItems or SampleItems waits for.
+func (h *Replay) Waiting(ctx context.Context, req *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error) {
+	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](7).Unary(ctx, h.ref, req)
+}
+
+// WaitingAsync calls Waiting and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Replay) WaitingAsync(ctx context.Context, req *replayv1.WaitingRequest) *runtime.Future[*replayv1.WaitingResponse] {
+	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](7).Async(ctx, h.ref, req)
+}
+
 // UpdatePriorities changes the priorities of items.
 func (h *Replay) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](7).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](8).Unary(ctx, h.ref, req)
 }
 
 // UpdatePrioritiesAsync calls UpdatePriorities and returns a future of its response or error. It
 // blocks only while the node's queue is full or its connection is being opened.
 func (h *Replay) UpdatePrioritiesAsync(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) *runtime.Future[*replayv1.UpdatePrioritiesResponse] {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](7).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](8).Async(ctx, h.ref, req)
 }
 
 // DeleteItems removes items from a table.
 func (h *Replay) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](8).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](9).Unary(ctx, h.ref, req)
 }
 
 // DeleteItemsAsync calls DeleteItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) DeleteItemsAsync(ctx context.Context, req *replayv1.DeleteItemsRequest) *runtime.Future[*replayv1.DeleteItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](8).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](9).Async(ctx, h.ref, req)
 }
 
 // SetLimiter replaces a table's limiter.
 func (h *Replay) SetLimiter(ctx context.Context, req *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](9).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](10).Unary(ctx, h.ref, req)
 }
 
 // SetLimiterAsync calls SetLimiter and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) SetLimiterAsync(ctx context.Context, req *replayv1.SetLimiterRequest) *runtime.Future[*replayv1.SetLimiterResponse] {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](9).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](10).Async(ctx, h.ref, req)
 }
 
 // Inspect describes tables. It does not scan them.
 func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](10).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](11).Unary(ctx, h.ref, req)
 }
 
 // InspectAsync calls Inspect and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) InspectAsync(ctx context.Context, req *replayv1.InspectRequest) *runtime.Future[*replayv1.InspectResponse] {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](10).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](11).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.
