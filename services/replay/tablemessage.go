@@ -120,16 +120,32 @@ func keysOf(numbers []uint64) []table.Key {
 	return keys
 }
 
-func sampledItemOf(s *table.Sample) *replayv1.SampledItem {
-	runs := make([]*replayv1.Run, 0, 1+len(s.More))
-	runs = append(runs, &replayv1.Run{First: s.Run.First, Length: s.Run.Length})
-	for _, r := range s.More {
-		runs = append(runs, &replayv1.Run{First: r.First, Length: r.Length})
+// sampledItemsOf allocates the messages of all items together.
+func sampledItemsOf(samples []table.Sample) []*replayv1.SampledItem {
+	n := len(samples)
+	for i := range samples {
+		n += len(samples[i].More)
 	}
-	return &replayv1.SampledItem{
-		Key: uint64(s.Key), Runs: runs, Probability: s.Probability, Weight: s.Weight, Priority: s.Priority, Sampled: s.Sampled,
-		TableSize: uint64(s.Size), AgeNs: uint64(s.Age), Held: s.Held, //nolint:gosec // not negative
+	items, messages := make([]replayv1.SampledItem, len(samples)), make([]*replayv1.SampledItem, len(samples))
+	runs, pointers := make([]replayv1.Run, n), make([]*replayv1.Run, n)
+	used := 0
+	add := func(r table.Run) {
+		runs[used].First, runs[used].Length = r.First, r.Length
+		pointers[used] = &runs[used]
+		used++
 	}
+	for i := range samples {
+		s, m, first := &samples[i], &items[i], used
+		add(s.Run)
+		for _, r := range s.More {
+			add(r)
+		}
+		m.Key, m.Runs = uint64(s.Key), pointers[first:used:used]
+		m.Probability, m.Weight, m.Priority, m.Sampled = s.Probability, s.Weight, s.Priority, s.Sampled
+		m.TableSize, m.AgeNs, m.Held = uint64(s.Size), uint64(s.Age), s.Held //nolint:gosec // not negative
+		messages[i] = m
+	}
+	return messages
 }
 
 // blockedOf returns what the limiter made a call wait for, if that is its error, otherwise the

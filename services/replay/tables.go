@@ -143,10 +143,7 @@ func (n *node) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest
 	} else {
 		done, err = t.TrySample(samples, options)
 	}
-	res := &replayv1.SampleItemsResponse{Items: make([]*replayv1.SampledItem, done), RingId: n.ring.ID().String()}
-	for i := range done {
-		res.Items[i] = sampledItemOf(&samples[i])
-	}
+	res := &replayv1.SampleItemsResponse{Items: sampledItemsOf(samples[:done]), RingId: n.ring.ID().String()}
 	res.Blocked, err = blockedOf(err)
 	if err != nil {
 		return nil, connectError(err)

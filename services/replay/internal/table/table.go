@@ -136,6 +136,8 @@ type Table struct {
 	// choices and updates are memory of draws and updates.
 	choices []choice
 	updates []update
+	// touched keeps the compiler from leaving out reads whose results are not needed.
+	touched uint64
 	closed  error
 }
 
@@ -280,6 +282,7 @@ func (t *Table) Update(keys []Key, updated []float64) (stale int, err error) {
 		return 0, t.closed
 	}
 	// One pass for each structure, so that the cache misses of a pass overlap.
+	t.touched = t.slots.touch(keys)
 	t.updates = t.updates[:0]
 	for i, key := range keys {
 		slot, ok := t.slots.find(key)
@@ -494,6 +497,7 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 	if w.beta != 0 {
 		least = t.least()
 	}
+	t.touch(chosen)
 	for i, c := range chosen {
 		it := t.slots.items.at(c.slot)
 		if it.sampled < math.MaxUint32 {
@@ -523,6 +527,20 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 		t.remove(chosen[0].slot)
 		t.counts.Exhausted++
 	}
+}
+
+// touch reads what draw needs of each item. These reads do not depend on each other, and little is
+// between them, so that their cache misses overlap.
+func (t *Table) touch(chosen []choice) {
+	var sampled uint32
+	for _, c := range chosen {
+		sampled |= t.slots.items.at(c.slot).sampled
+	}
+	var priority uint64
+	for _, c := range chosen {
+		priority |= math.Float64bits(t.priorities.get(c.slot))
+	}
+	t.touched = uint64(sampled) | priority
 }
 
 // least returns the lowest probability of an item that can be drawn, or 0 if all have the same.
