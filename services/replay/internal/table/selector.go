@@ -122,6 +122,8 @@ type shuffled struct {
 	// order has the slots of all items. The first drawn of them were drawn in this epoch.
 	order, position chunks[uint32]
 	size, drawn     uint32
+	// epoch is how many epochs have ended.
+	epoch uint64
 }
 
 func (s *shuffled) insert(slot uint32, _ uint64, _ float64) {
@@ -155,6 +157,7 @@ func (s *shuffled) draw(random *rand.Rand, dst []choice) {
 	for i := range dst {
 		if s.drawn == s.size {
 			s.drawn = 0
+			s.epoch++
 		}
 		left := s.size - s.drawn
 		position := s.drawn + random.Uint32N(left)

@@ -20,8 +20,9 @@ type State struct {
 	// Priority is the item's, Sampled how often it was sampled.
 	Priority float64
 	Sampled  uint32
-	// Drawn means that the item was drawn in the sampler's epoch.
+	// Drawn means that the item was drawn in the sampler's epoch, which is that number.
 	Drawn bool
+	Epoch uint64
 	Age   time.Duration
 }
 
@@ -38,16 +39,24 @@ type Meta struct {
 	Lost       int
 	// Oldest is the sequence number of the oldest row at the last Expire.
 	Oldest uint64
+	// Number is that of the last item that was inserted.
+	Number uint64
+	// Epoch is that of the sampler. Items that were drawn in earlier ones count as not drawn.
+	Epoch uint64
 }
 
 // Meta returns the table's counts and the limiter's state.
 func (t *Table) Meta() Meta {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return Meta{
+	m := Meta{
 		Counts: t.counts, Limiter: t.limit.Limiter, Difference: t.limit.difference(), Lost: t.limit.lost,
-		Oldest: t.wheel.oldest,
+		Oldest: t.wheel.oldest, Number: t.number,
 	}
+	if e := t.epochs(); e != nil {
+		m.Epoch = e.epoch
+	}
+	return m
 }
 
 // Items fills states with items in the order of their slots, from the given one. It returns how
@@ -88,10 +97,18 @@ func (t *Table) state(slot uint32, now time.Duration) State {
 		Slot: slot, Number: it.number, Run: Run{First: it.first, Length: it.length}, More: t.slots.more(it),
 		Priority: t.priorities.get(slot), Sampled: it.sampled, Age: now - time.Duration(it.created),
 	}
-	if e, ok := t.sampler.(*shuffled); ok && e.epochs {
-		s.Drawn = e.wasDrawn(slot)
+	if e := t.epochs(); e != nil {
+		s.Drawn, s.Epoch = e.wasDrawn(slot), e.epoch
 	}
 	return s
+}
+
+// epochs returns a sampler that has epochs, or nil.
+func (t *Table) epochs() *shuffled {
+	if e, ok := t.sampler.(*shuffled); ok && e.epochs {
+		return e
+	}
+	return nil
 }
 
 // changes has a bit for each slot that has changed.
@@ -124,7 +141,8 @@ func (t *Table) Track() {
 // many. Fewer than len(states) are all of them. A copy of the table to which they are applied has
 // each item as it was at one time since then.
 //
-// A change of Drawn is only returned if the item was drawn: when an epoch ends, no item changes.
+// A change of Drawn is only returned if the item was drawn: when an epoch ends, no item changes,
+// but the epoch of [Table.Meta] does.
 func (t *Table) Changes(states []State) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -159,7 +177,7 @@ func Restore(config Config, meta Meta, items iter.Seq[State]) (*Table, error) {
 	if math.IsNaN(meta.Difference) || math.IsInf(meta.Difference, 0) {
 		return nil, fmt.Errorf("restore table %q: %w: its limiter's difference is %g", config.Name, ErrArgument, meta.Difference)
 	}
-	t.counts, t.wheel.oldest = meta.Counts, meta.Oldest
+	t.counts, t.wheel.oldest, t.number = meta.Counts, meta.Oldest, meta.Number
 	var keys []Key
 	var drawn []uint32
 	for s := range items {
@@ -167,12 +185,13 @@ func Restore(config Config, meta Meta, items iter.Seq[State]) (*Table, error) {
 			return nil, fmt.Errorf("restore table %q: %w", config.Name, err)
 		}
 		keys = append(keys, s.Key())
-		if s.Drawn {
+		if s.Drawn && s.Epoch == meta.Epoch {
 			drawn = append(drawn, s.Slot)
 		}
 	}
 	t.enter(keys)
-	if e, ok := t.sampler.(*shuffled); ok && e.epochs {
+	if e := t.epochs(); e != nil {
+		e.epoch = meta.Epoch
 		for _, slot := range drawn {
 			e.markDrawn(slot)
 		}
@@ -200,8 +219,8 @@ func (t *Table) restore(s *State, index int) error {
 	switch {
 	case s.Slot >= MaxItems:
 		return &ItemError{Index: index, Reason: fmt.Sprintf("its slot is %d, and there are %d", s.Slot, MaxItems)}
-	case s.Key() == 0 || s.Number == 0 || s.Number > t.counts.Inserted:
-		return &ItemError{Index: index, Reason: fmt.Sprintf("its number is %d, and %d items were inserted", s.Number, t.counts.Inserted)}
+	case s.Key() == 0 || s.Number == 0 || s.Number > t.number:
+		return &ItemError{Index: index, Reason: fmt.Sprintf("its number is %d, and that of the last item is %d", s.Number, t.number)}
 	case s.Run.First < t.wheel.oldest:
 		return &ItemError{Index: index, Reason: fmt.Sprintf("its first row is %d, and those below %d were overwritten", s.Run.First, t.wheel.oldest)}
 	}

@@ -63,7 +63,7 @@ func TestRestoreRefusesWhatCannotBe(t *testing.T) {
 	for reason, damage := range map[string]func(s []State, m *Meta){
 		"its slot 0 is that of another item":                 func(s []State, _ *Meta) { s[1].Slot = 0 },
 		"its slot is 268435456":                              func(s []State, _ *Meta) { s[1].Slot = MaxItems },
-		"its number is 9, and 3 items were inserted":         func(s []State, _ *Meta) { s[1].Number = 9 },
+		"its number is 9, and that of the last item is 3":    func(s []State, _ *Meta) { s[1].Number = 9 },
 		"its number is 0":                                    func(s []State, _ *Meta) { s[1].Number = 0 },
 		"its first row is 9, and those below 10 were overwr": func(s []State, _ *Meta) { s[1].Run.First = 9 },
 		"its run 0 has no rows":                              func(s []State, _ *Meta) { s[1].Run.Length = 0 },
@@ -91,4 +91,28 @@ func TestAgeSurvivesRestore(t *testing.T) {
 	require.True(t, ok)
 	require.GreaterOrEqual(t, state.Age, time.Hour)
 	require.GreaterOrEqual(t, sample(t, restored, 1)[0].Age, time.Hour)
+}
+
+// TestReservedNumbersAreNotUsedAgain restores a copy that lacks the last items.
+func TestReservedNumbersAreNotUsedAgain(t *testing.T) {
+	table := newTable(t, Config{})
+	var reserved, calls uint64
+	table.Reserve(func(number uint64) { reserved, calls = number, calls+1 })
+	insert(t, table, rows(1))
+	meta, states := table.Meta(), listed(table)
+	var keys []Key
+	for i := range reserveStep + 1 {
+		keys = append(keys, insert(t, table, rows(uint64(2+i)))...)
+		require.GreaterOrEqual(t, reserved, table.Meta().Number)
+	}
+	require.Equal(t, uint64(2), calls, "numbers are reserved many at a time")
+
+	meta.Number = reserved
+	restored, err := Restore(Config{MaxItems: 10}, meta, slices.Values(states))
+	require.NoError(t, err)
+	require.NotContains(t, keys, insert(t, restored, rows(2))[0])
+	stale, err := restored.Update(keys, make([]float64, len(keys)))
+	require.NoError(t, err)
+	require.Len(t, keys, stale)
+	require.Equal(t, uint64(2), restored.Meta().Counts.Inserted, "numbers that were skipped do not count")
 }

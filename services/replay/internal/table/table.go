@@ -123,6 +123,9 @@ type Table struct {
 	random *rand.Rand
 	slots  slots
 	size   int
+	// number is that of the last item that was inserted. Numbers up to reserved may be used.
+	number, reserved uint64
+	reserve          func(number uint64)
 	// priorities are those of the items.
 	priorities priorities
 	wheel      wheel
@@ -414,21 +417,45 @@ func (t *Table) add(it *Item, now time.Duration) Key {
 			priority = 1
 		}
 	}
-	if t.counts.Inserted++; t.counts.Inserted<<slotBits == 0 {
-		t.counts.Inserted++ // no key is 0
-	}
+	t.counts.Inserted++
+	number := t.nextNumber()
 	slot := t.slots.allocate()
 	*t.slots.items.at(slot) = item{
-		number:  t.counts.Inserted,
+		number:  number,
 		first:   it.Run.First,
 		length:  it.Run.Length,
 		more:    t.slots.link(it.More),
 		created: int64(now),
 	}
-	t.place(slot, t.counts.Inserted, math.Abs(priority)) // -0 becomes 0
+	t.place(slot, number, math.Abs(priority)) // -0 becomes 0
 	t.limit.inserts++
 	t.limit.resized(t.size)
-	return keyOf(t.counts.Inserted, slot)
+	return keyOf(number, slot)
+}
+
+// nextNumber returns the number of a new item.
+func (t *Table) nextNumber() uint64 {
+	if t.number++; t.number<<slotBits == 0 {
+		t.number++ // no key is 0
+	}
+	if t.number > t.reserved && t.reserve != nil {
+		t.reserved = t.number + reserveStep
+		t.reserve(t.reserved)
+	}
+	return t.number
+}
+
+// reserveStep is how many numbers are reserved at once.
+const reserveStep = 1 << 12
+
+// Reserve calls reserve before an item gets a number above those reserved until then, with the
+// table's lock: it must not block. A table that is restored from a copy with such a number, or a
+// higher one, in [Meta.Number] gives out no key again, not even that of an item that the copy does
+// not have.
+func (t *Table) Reserve(reserve func(number uint64)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reserve, t.reserved = reserve, t.number
 }
 
 // place enters an item everywhere that depends on its rows and priority.
