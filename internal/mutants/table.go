@@ -11,7 +11,8 @@ func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofHeldAnswers(), ofOutlivedTurns(),
 		ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
-		ofReplay(), ofRing(), ofItems(), ofTypedRows(), ofReservedRows(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
+		ofReplay(), ofRing(), ofItems(), ofInspection(), ofTypedRows(), ofReservedRows(),
+		ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofReplayCalls(), ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),

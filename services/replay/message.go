@@ -85,11 +85,15 @@ func batchOf(layout ring.Layout, message *replayv1.Batch) (*ring.Batch, error) {
 	return ring.BatchOf(layout, message.GetRows(), columns, message.GetSequence())
 }
 
+func holderMessage(h ring.Holder) *replayv1.Holder {
+	return &replayv1.Holder{Pid: int64(h.PID), Rows: h.Rows, AgeNs: uint64(h.Age)} //nolint:gosec // not negative
+}
+
 func detailOf(e *ring.NoRoomError) *replayv1.NoRoom {
 	detail := &replayv1.NoRoom{Rows: uint64(e.Rows), Written: uint64(e.Written), Capacity: e.Capacity, Held: e.Held} //nolint:gosec // not negative
 	for _, h := range e.Holders {
 		detail.Holders = append(detail.Holders, int64(h.PID))
-		detail.HeldBy = append(detail.HeldBy, &replayv1.Holder{Pid: int64(h.PID), Rows: h.Rows, AgeNs: uint64(h.Age)}) //nolint:gosec // not negative
+		detail.HeldBy = append(detail.HeldBy, holderMessage(h))
 	}
 	for _, pid := range e.Writers {
 		detail.Writers = append(detail.Writers, int64(pid))
@@ -155,6 +159,8 @@ func reasonError(reason replayv1.Reason) error {
 		return ErrPriority
 	case replayv1.Reason_REASON_ARGUMENT:
 		return ErrArgument
+	case replayv1.Reason_REASON_KEY:
+		return ErrKey
 	case replayv1.Reason_REASON_UNSPECIFIED:
 	}
 	return nil

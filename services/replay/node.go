@@ -176,7 +176,11 @@ func (n *node) read(rows uint32, read func(*ring.ReadHead, *ring.Batch) error) (
 // connectError converts an error of the ring to a connect error with a code for the caller.
 func connectError(err error) error {
 	var room *ring.NoRoomError
-	if reason := tableReason(err); reason != replayv1.Reason_REASON_UNSPECIFIED {
+	switch reason := tableReason(err); reason {
+	case replayv1.Reason_REASON_UNSPECIFIED:
+	case replayv1.Reason_REASON_KEY:
+		return withDetail(connect.CodeNotFound, err, &replayv1.Failure{Reason: reason})
+	default:
 		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: reason})
 	}
 	switch {

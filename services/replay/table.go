@@ -13,6 +13,8 @@ import (
 var (
 	// ErrTable means that the replay has no table of this name.
 	ErrTable = errors.New("no such table")
+	// ErrKey means that a table has no item with a key: it left the table, or never was in it.
+	ErrKey = errors.New("no such item")
 	// ErrLimiter means that a limiter can't work in the table, because it could only deadlock.
 	ErrLimiter = table.ErrConfig
 	// ErrItem means that an item can't be inserted.

@@ -120,6 +120,15 @@ func keysOf(numbers []uint64) []table.Key {
 	return keys
 }
 
+func runsMessage(first table.Run, more []table.Run) []*replayv1.Run {
+	runs := make([]*replayv1.Run, 0, 1+len(more))
+	runs = append(runs, &replayv1.Run{First: first.First, Length: first.Length})
+	for _, r := range more {
+		runs = append(runs, &replayv1.Run{First: r.First, Length: r.Length})
+	}
+	return runs
+}
+
 // sampledItemsOf allocates the messages of all items together.
 func sampledItemsOf(samples []table.Sample) []*replayv1.SampledItem {
 	n := len(samples)
@@ -164,6 +173,14 @@ func blockedMessage(b *table.Blocked) *replayv1.Blocked {
 	}
 }
 
+func needsMessage(n table.Needs) *replayv1.Needs {
+	message := &replayv1.Needs{Inserts: n.Inserts, Samples: n.Samples, Priority: n.Priority}
+	if n.Any() {
+		message.Text = n.String()
+	}
+	return message
+}
+
 func tableInfoOf(info table.Info) *replayv1.TableInfo {
 	c := info.Counts
 	message := &replayv1.TableInfo{
@@ -175,6 +192,8 @@ func tableInfoOf(info table.Info) *replayv1.TableInfo {
 		Overwritten: c.Overwritten, Evicted: c.Evicted, Exhausted: c.Exhausted, Deleted: c.Deleted, Late: c.Late,
 		Stale: c.Stale, Returned: c.Returned, Difference: info.Difference, Low: info.Low, High: info.High,
 		Priorities: info.Priorities, TimesSampled: info.Sampled, OpenNs: uint64(info.Open), //nolint:gosec // not negative
+		WindowNs: uint64(info.Rates.Window), InsertsPerSecond: info.Rates.Inserts, SamplesPerSecond: info.Rates.Samples, //nolint:gosec // not negative
+		InsertNeeds: needsMessage(info.InsertNeeds), SampleNeeds: needsMessage(info.SampleNeeds),
 	}
 	for i := range info.Blocked {
 		message.Blocked = append(message.Blocked, blockedMessage(&info.Blocked[i]))
@@ -195,6 +214,8 @@ func tableReason(err error) replayv1.Reason {
 		return replayv1.Reason_REASON_PRIORITY
 	case errors.Is(err, ErrArgument):
 		return replayv1.Reason_REASON_ARGUMENT
+	case errors.Is(err, ErrKey):
+		return replayv1.Reason_REASON_KEY
 	default:
 		return replayv1.Reason_REASON_UNSPECIFIED
 	}

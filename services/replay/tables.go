@@ -214,23 +214,6 @@ func (n *node) SetLimiter(_ context.Context, req *replayv1.SetLimiterRequest) (*
 	return &replayv1.SetLimiterResponse{}, nil
 }
 
-// Inspect describes tables.
-func (n *node) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
-	names := n.tables.names
-	if req.GetTable() != "" {
-		names = []string{req.GetTable()}
-	}
-	res := &replayv1.InspectResponse{}
-	for _, name := range names {
-		t, err := n.table(ctx, name)
-		if err != nil {
-			return nil, connectError(err)
-		}
-		res.Tables = append(res.Tables, tableInfoOf(t.Inspect()))
-	}
-	return res, nil
-}
-
 // isRing reports whether the node has the ring that a request names, if it names one.
 func (n *node) isRing(id string) bool { return id == "" || id == n.ring.ID().String() }
 

@@ -281,7 +281,18 @@ func (r *Ring) reclaim(i int, seen areaMark) {
 	}
 }
 
-// holders returns the processes that hold areas, those that have held them longest first.
+// Holders returns the processes that hold areas, those that have held them longest first. It visits
+// the table of areas, but no rows, and asks the kernel which of the holders are alive.
+func (r *Ring) Holders() ([]Holder, error) {
+	if err := r.pin(); err != nil {
+		return nil, err
+	}
+	defer r.unpin()
+	r.reclaimDead()
+	return r.holders(), nil
+}
+
+// holders is Holders, which may include those that have died.
 func (r *Ring) holders() []Holder {
 	now := uint64(mapfile.Boottime()) //nolint:gosec // positive
 	entries := make(map[int]entrySet)

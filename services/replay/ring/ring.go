@@ -189,6 +189,9 @@ func (r *Ring) Path() string { return r.path }
 // ID returns the ring's id.
 func (r *Ring) ID() ID { return r.head.id }
 
+// Size returns the size of the ring's file in bytes.
+func (r *Ring) Size() uint64 { return r.head.geometry.size }
+
 // Layout returns the columns and the capacity. It must not be modified.
 func (r *Ring) Layout() Layout { return r.head.layout }
 

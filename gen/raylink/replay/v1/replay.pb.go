@@ -162,21 +162,24 @@ const (
 	Reason_REASON_PRIORITY Reason = 8
 	// The arguments do not fit together.
 	Reason_REASON_ARGUMENT Reason = 9
+	// There is no item with such a key.
+	Reason_REASON_KEY Reason = 10
 )
 
 // Enum value maps for Reason.
 var (
 	Reason_name = map[int32]string{
-		0: "REASON_UNSPECIFIED",
-		1: "REASON_BATCH",
-		2: "REASON_LAYOUT",
-		3: "REASON_ENDED",
-		4: "REASON_CLOSED",
-		5: "REASON_TABLE",
-		6: "REASON_LIMITER",
-		7: "REASON_ITEM",
-		8: "REASON_PRIORITY",
-		9: "REASON_ARGUMENT",
+		0:  "REASON_UNSPECIFIED",
+		1:  "REASON_BATCH",
+		2:  "REASON_LAYOUT",
+		3:  "REASON_ENDED",
+		4:  "REASON_CLOSED",
+		5:  "REASON_TABLE",
+		6:  "REASON_LIMITER",
+		7:  "REASON_ITEM",
+		8:  "REASON_PRIORITY",
+		9:  "REASON_ARGUMENT",
+		10: "REASON_KEY",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -189,6 +192,7 @@ var (
 		"REASON_ITEM":        7,
 		"REASON_PRIORITY":    8,
 		"REASON_ARGUMENT":    9,
+		"REASON_KEY":         10,
 	}
 )
 
@@ -947,68 +951,6 @@ func (x *NoRoom) GetWriters() []int64 {
 	return nil
 }
 
-// Holder is a process that holds areas.
-type Holder struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Pid   int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	Rows  uint64                 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
-	// How long the process has held the oldest of them, in nanoseconds.
-	AgeNs         uint64 `protobuf:"varint,3,opt,name=age_ns,json=ageNs,proto3" json:"age_ns,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Holder) Reset() {
-	*x = Holder{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Holder) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Holder) ProtoMessage() {}
-
-func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Holder.ProtoReflect.Descriptor instead.
-func (*Holder) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *Holder) GetPid() int64 {
-	if x != nil {
-		return x.Pid
-	}
-	return 0
-}
-
-func (x *Holder) GetRows() uint64 {
-	if x != nil {
-		return x.Rows
-	}
-	return 0
-}
-
-func (x *Holder) GetAgeNs() uint64 {
-	if x != nil {
-		return x.AgeNs
-	}
-	return 0
-}
-
 // Failure is the detail of an error of the ring, so that a client can return the same error as if
 // it had mapped the ring.
 type Failure struct {
@@ -1020,7 +962,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1032,7 +974,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1045,7 +987,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Failure) GetReason() Reason {
@@ -1067,7 +1009,7 @@ type SampleRequest struct {
 
 func (x *SampleRequest) Reset() {
 	*x = SampleRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1021,7 @@ func (x *SampleRequest) String() string {
 func (*SampleRequest) ProtoMessage() {}
 
 func (x *SampleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1034,7 @@ func (x *SampleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleRequest.ProtoReflect.Descriptor instead.
 func (*SampleRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{12}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SampleRequest) GetRows() uint32 {
@@ -1119,7 +1061,7 @@ type SampleResponse struct {
 
 func (x *SampleResponse) Reset() {
 	*x = SampleResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1073,7 @@ func (x *SampleResponse) String() string {
 func (*SampleResponse) ProtoMessage() {}
 
 func (x *SampleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1086,7 @@ func (x *SampleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleResponse.ProtoReflect.Descriptor instead.
 func (*SampleResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{13}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SampleResponse) GetBatch() *Batch {
@@ -1166,7 +1108,7 @@ type NewestRequest struct {
 
 func (x *NewestRequest) Reset() {
 	*x = NewestRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[14]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1120,7 @@ func (x *NewestRequest) String() string {
 func (*NewestRequest) ProtoMessage() {}
 
 func (x *NewestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[14]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1133,7 @@ func (x *NewestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestRequest.ProtoReflect.Descriptor instead.
 func (*NewestRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{14}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NewestRequest) GetRows() uint32 {
@@ -1218,7 +1160,7 @@ type NewestResponse struct {
 
 func (x *NewestResponse) Reset() {
 	*x = NewestResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[15]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1172,7 @@ func (x *NewestResponse) String() string {
 func (*NewestResponse) ProtoMessage() {}
 
 func (x *NewestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[15]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1185,7 @@ func (x *NewestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestResponse.ProtoReflect.Descriptor instead.
 func (*NewestResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{15}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NewestResponse) GetBatch() *Batch {
@@ -1265,7 +1207,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1219,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1232,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{16}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReadRequest) GetRuns() []*Run {
@@ -1318,7 +1260,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1272,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1285,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{17}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReadResponse) GetBatch() *Batch {
@@ -1351,59 +1293,6 @@ func (x *ReadResponse) GetBatch() *Batch {
 		return x.Batch
 	}
 	return nil
-}
-
-// Run is a run of rows with consecutive sequence numbers.
-type Run struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
-	Length        uint32                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Run) Reset() {
-	*x = Run{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Run) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Run) ProtoMessage() {}
-
-func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Run.ProtoReflect.Descriptor instead.
-func (*Run) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *Run) GetFirst() uint64 {
-	if x != nil {
-		return x.First
-	}
-	return 0
-}
-
-func (x *Run) GetLength() uint32 {
-	if x != nil {
-		return x.Length
-	}
-	return 0
 }
 
 // Item is an item to be inserted into a table.
@@ -1419,7 +1308,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1320,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1333,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{19}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Item) GetRuns() []*Run {
@@ -1481,7 +1370,7 @@ type CreateItemsRequest struct {
 
 func (x *CreateItemsRequest) Reset() {
 	*x = CreateItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1382,7 @@ func (x *CreateItemsRequest) String() string {
 func (*CreateItemsRequest) ProtoMessage() {}
 
 func (x *CreateItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1395,7 @@ func (x *CreateItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateItemsRequest.ProtoReflect.Descriptor instead.
 func (*CreateItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{20}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateItemsRequest) GetTable() string {
@@ -1564,7 +1453,7 @@ type CreateItemsResponse struct {
 
 func (x *CreateItemsResponse) Reset() {
 	*x = CreateItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1465,7 @@ func (x *CreateItemsResponse) String() string {
 func (*CreateItemsResponse) ProtoMessage() {}
 
 func (x *CreateItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1478,7 @@ func (x *CreateItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateItemsResponse.ProtoReflect.Descriptor instead.
 func (*CreateItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{21}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateItemsResponse) GetKeys() []uint64 {
@@ -1626,7 +1515,7 @@ type SampleItemsRequest struct {
 
 func (x *SampleItemsRequest) Reset() {
 	*x = SampleItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1527,7 @@ func (x *SampleItemsRequest) String() string {
 func (*SampleItemsRequest) ProtoMessage() {}
 
 func (x *SampleItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1540,7 @@ func (x *SampleItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsRequest.ProtoReflect.Descriptor instead.
 func (*SampleItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SampleItemsRequest) GetTable() string {
@@ -1722,7 +1611,7 @@ type SampledItem struct {
 
 func (x *SampledItem) Reset() {
 	*x = SampledItem{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1623,7 @@ func (x *SampledItem) String() string {
 func (*SampledItem) ProtoMessage() {}
 
 func (x *SampledItem) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1636,7 @@ func (x *SampledItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampledItem.ProtoReflect.Descriptor instead.
 func (*SampledItem) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SampledItem) GetKey() uint64 {
@@ -1826,7 +1715,7 @@ type SampleItemsResponse struct {
 
 func (x *SampleItemsResponse) Reset() {
 	*x = SampleItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +1727,7 @@ func (x *SampleItemsResponse) String() string {
 func (*SampleItemsResponse) ProtoMessage() {}
 
 func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1740,7 @@ func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsResponse.ProtoReflect.Descriptor instead.
 func (*SampleItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SampleItemsResponse) GetItems() []*SampledItem {
@@ -1889,7 +1778,7 @@ type UpdatePrioritiesRequest struct {
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +1790,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +1803,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -1955,7 +1844,7 @@ type UpdatePrioritiesResponse struct {
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +1856,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +1869,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -2002,7 +1891,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +1903,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +1916,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2061,7 +1950,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +1962,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +1975,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2106,7 +1995,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2007,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2020,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2156,7 +2045,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2057,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2070,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
 }
 
 type InspectRequest struct {
@@ -2194,7 +2083,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2095,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2108,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2232,13 +2121,14 @@ func (x *InspectRequest) GetTable() string {
 type InspectResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tables        []*TableInfo           `protobuf:"bytes,1,rep,name=tables,proto3" json:"tables,omitempty"`
+	Ring          *RingInfo              `protobuf:"bytes,2,opt,name=ring,proto3" json:"ring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2140,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,12 +2153,19 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
 	if x != nil {
 		return x.Tables
+	}
+	return nil
+}
+
+func (x *InspectResponse) GetRing() *RingInfo {
+	if x != nil {
+		return x.Ring
 	}
 	return nil
 }
@@ -2297,16 +2194,23 @@ type TableInfo struct {
 	// The calls that wait, inserts first, in the order in which they are served.
 	Blocked []*Blocked `protobuf:"bytes,15,rep,name=blocked,proto3" json:"blocked,omitempty"`
 	// Minimum, quantiles of 10, 25, 50, 75 and 90 percent, and maximum: estimates in large tables.
-	Priorities    []float64 `protobuf:"fixed64,16,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
-	TimesSampled  []float64 `protobuf:"fixed64,17,rep,packed,name=times_sampled,json=timesSampled,proto3" json:"times_sampled,omitempty"`
-	OpenNs        uint64    `protobuf:"varint,18,opt,name=open_ns,json=openNs,proto3" json:"open_ns,omitempty"`
+	Priorities   []float64 `protobuf:"fixed64,16,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	TimesSampled []float64 `protobuf:"fixed64,17,rep,packed,name=times_sampled,json=timesSampled,proto3" json:"times_sampled,omitempty"`
+	OpenNs       uint64    `protobuf:"varint,18,opt,name=open_ns,json=openNs,proto3" json:"open_ns,omitempty"`
+	// Of the last seconds: how many, in nanoseconds, and the items inserted and sampled per second.
+	WindowNs         uint64  `protobuf:"varint,19,opt,name=window_ns,json=windowNs,proto3" json:"window_ns,omitempty"`
+	InsertsPerSecond float64 `protobuf:"fixed64,20,opt,name=inserts_per_second,json=insertsPerSecond,proto3" json:"inserts_per_second,omitempty"`
+	SamplesPerSecond float64 `protobuf:"fixed64,21,opt,name=samples_per_second,json=samplesPerSecond,proto3" json:"samples_per_second,omitempty"`
+	// What an insert and a sample of one item would wait for.
+	InsertNeeds   *Needs `protobuf:"bytes,22,opt,name=insert_needs,json=insertNeeds,proto3" json:"insert_needs,omitempty"`
+	SampleNeeds   *Needs `protobuf:"bytes,23,opt,name=sample_needs,json=sampleNeeds,proto3" json:"sample_needs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2222,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2235,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -2460,11 +2364,46 @@ func (x *TableInfo) GetOpenNs() uint64 {
 	return 0
 }
 
+func (x *TableInfo) GetWindowNs() uint64 {
+	if x != nil {
+		return x.WindowNs
+	}
+	return 0
+}
+
+func (x *TableInfo) GetInsertsPerSecond() float64 {
+	if x != nil {
+		return x.InsertsPerSecond
+	}
+	return 0
+}
+
+func (x *TableInfo) GetSamplesPerSecond() float64 {
+	if x != nil {
+		return x.SamplesPerSecond
+	}
+	return 0
+}
+
+func (x *TableInfo) GetInsertNeeds() *Needs {
+	if x != nil {
+		return x.InsertNeeds
+	}
+	return nil
+}
+
+func (x *TableInfo) GetSampleNeeds() *Needs {
+	if x != nil {
+		return x.SampleNeeds
+	}
+	return nil
+}
+
 var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xdc\x01\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xdc\x01\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
@@ -2516,11 +2455,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04held\x18\x04 \x01(\x04R\x04held\x12\x18\n" +
 	"\aholders\x18\x05 \x03(\x03R\aholders\x122\n" +
 	"\aheld_by\x18\x06 \x03(\v2\x19.raylink.replay.v1.HolderR\x06heldBy\x12\x18\n" +
-	"\awriters\x18\a \x03(\x03R\awriters\"E\n" +
-	"\x06Holder\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x12\n" +
-	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x15\n" +
-	"\x06age_ns\x18\x03 \x01(\x04R\x05ageNs\"<\n" +
+	"\awriters\x18\a \x03(\x03R\awriters\"<\n" +
 	"\aFailure\x121\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x19.raylink.replay.v1.ReasonR\x06reason\"7\n" +
 	"\rSampleRequest\x12\x12\n" +
@@ -2537,10 +2472,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04runs\x18\x01 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12\x17\n" +
 	"\aring_id\x18\x02 \x01(\tR\x06ringId\">\n" +
 	"\fReadResponse\x12.\n" +
-	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"3\n" +
-	"\x03Run\x12\x14\n" +
-	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x16\n" +
-	"\x06length\x18\x02 \x01(\rR\x06length\"`\n" +
+	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"`\n" +
 	"\x04Item\x12*\n" +
 	"\x04runs\x18\x01 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12\x1f\n" +
 	"\bpriority\x18\x02 \x01(\x01H\x00R\bpriority\x88\x01\x01B\v\n" +
@@ -2598,9 +2530,10 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\alimiter\x18\x02 \x01(\v2\x1a.raylink.replay.v1.LimiterR\alimiter\"\x14\n" +
 	"\x12SetLimiterResponse\"&\n" +
 	"\x0eInspectRequest\x12\x14\n" +
-	"\x05table\x18\x01 \x01(\tR\x05table\"G\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\"x\n" +
 	"\x0fInspectResponse\x124\n" +
-	"\x06tables\x18\x01 \x03(\v2\x1c.raylink.replay.v1.TableInfoR\x06tables\"\xa1\x04\n" +
+	"\x06tables\x18\x01 \x03(\v2\x1c.raylink.replay.v1.TableInfoR\x06tables\x12/\n" +
+	"\x04ring\x18\x02 \x01(\v2\x1b.raylink.replay.v1.RingInfoR\x04ring\"\x94\x06\n" +
 	"\tTableInfo\x126\n" +
 	"\x06config\x18\x01 \x01(\v2\x1e.raylink.replay.v1.TableConfigR\x06config\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1a\n" +
@@ -2624,7 +2557,12 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"priorities\x18\x10 \x03(\x01R\n" +
 	"priorities\x12#\n" +
 	"\rtimes_sampled\x18\x11 \x03(\x01R\ftimesSampled\x12\x17\n" +
-	"\aopen_ns\x18\x12 \x01(\x04R\x06openNs*\xe5\x01\n" +
+	"\aopen_ns\x18\x12 \x01(\x04R\x06openNs\x12\x1b\n" +
+	"\twindow_ns\x18\x13 \x01(\x04R\bwindowNs\x12,\n" +
+	"\x12inserts_per_second\x18\x14 \x01(\x01R\x10insertsPerSecond\x12,\n" +
+	"\x12samples_per_second\x18\x15 \x01(\x01R\x10samplesPerSecond\x12;\n" +
+	"\finsert_needs\x18\x16 \x01(\v2\x18.raylink.replay.v1.NeedsR\vinsertNeeds\x12;\n" +
+	"\fsample_needs\x18\x17 \x01(\v2\x18.raylink.replay.v1.NeedsR\vsampleNeeds*\xe5\x01\n" +
 	"\fSelectorKind\x12\x1d\n" +
 	"\x19SELECTOR_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15SELECTOR_KIND_UNIFORM\x10\x01\x12\x1d\n" +
@@ -2638,7 +2576,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x18LIMITER_RULE_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fLIMITER_RULE_SAMPLES_PER_INSERT\x10\x01\x12\x16\n" +
 	"\x12LIMITER_RULE_QUEUE\x10\x02\x12\x16\n" +
-	"\x12LIMITER_RULE_STACK\x10\x03*\xcb\x01\n" +
+	"\x12LIMITER_RULE_STACK\x10\x03*\xdb\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_BATCH\x10\x01\x12\x11\n" +
@@ -2649,7 +2587,11 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_LIMITER\x10\x06\x12\x0f\n" +
 	"\vREASON_ITEM\x10\a\x12\x13\n" +
 	"\x0fREASON_PRIORITY\x10\b\x12\x13\n" +
-	"\x0fREASON_ARGUMENT\x10\t2\xbe\t\n" +
+	"\x0fREASON_ARGUMENT\x10\t\x12\x0e\n" +
+	"\n" +
+	"REASON_KEY\x10\n" +
+	"2\xa0\n" +
+	"\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -2663,7 +2605,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\vDeleteItems\x12%.raylink.replay.v1.DeleteItemsRequest\x1a&.raylink.replay.v1.DeleteItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12c\n" +
 	"\n" +
 	"SetLimiter\x12$.raylink.replay.v1.SetLimiterRequest\x1a%.raylink.replay.v1.SetLimiterResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
-	"\aInspect\x12!.raylink.replay.v1.InspectRequest\x1a\".raylink.replay.v1.InspectResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
+	"\aInspect\x12!.raylink.replay.v1.InspectRequest\x1a\".raylink.replay.v1.InspectResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12`\n" +
+	"\tListItems\x12#.raylink.replay.v1.ListItemsRequest\x1a$.raylink.replay.v1.ListItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
 	"\x06replay\x12\x1eraylink.replay.v1.ReplayConfigB;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
 
 var (
@@ -2679,7 +2622,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -2694,94 +2637,103 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*WriteRequest)(nil),             // 10: raylink.replay.v1.WriteRequest
 	(*WriteResponse)(nil),            // 11: raylink.replay.v1.WriteResponse
 	(*NoRoom)(nil),                   // 12: raylink.replay.v1.NoRoom
-	(*Holder)(nil),                   // 13: raylink.replay.v1.Holder
-	(*Failure)(nil),                  // 14: raylink.replay.v1.Failure
-	(*SampleRequest)(nil),            // 15: raylink.replay.v1.SampleRequest
-	(*SampleResponse)(nil),           // 16: raylink.replay.v1.SampleResponse
-	(*NewestRequest)(nil),            // 17: raylink.replay.v1.NewestRequest
-	(*NewestResponse)(nil),           // 18: raylink.replay.v1.NewestResponse
-	(*ReadRequest)(nil),              // 19: raylink.replay.v1.ReadRequest
-	(*ReadResponse)(nil),             // 20: raylink.replay.v1.ReadResponse
-	(*Run)(nil),                      // 21: raylink.replay.v1.Run
-	(*Item)(nil),                     // 22: raylink.replay.v1.Item
-	(*CreateItemsRequest)(nil),       // 23: raylink.replay.v1.CreateItemsRequest
-	(*CreateItemsResponse)(nil),      // 24: raylink.replay.v1.CreateItemsResponse
-	(*SampleItemsRequest)(nil),       // 25: raylink.replay.v1.SampleItemsRequest
-	(*SampledItem)(nil),              // 26: raylink.replay.v1.SampledItem
-	(*SampleItemsResponse)(nil),      // 27: raylink.replay.v1.SampleItemsResponse
-	(*UpdatePrioritiesRequest)(nil),  // 28: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 29: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 30: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 31: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 32: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 33: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 34: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 35: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 36: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 37: raylink.tensor.v1.Column
-	(*v1.Tensor)(nil),                // 38: raylink.tensor.v1.Tensor
+	(*Failure)(nil),                  // 13: raylink.replay.v1.Failure
+	(*SampleRequest)(nil),            // 14: raylink.replay.v1.SampleRequest
+	(*SampleResponse)(nil),           // 15: raylink.replay.v1.SampleResponse
+	(*NewestRequest)(nil),            // 16: raylink.replay.v1.NewestRequest
+	(*NewestResponse)(nil),           // 17: raylink.replay.v1.NewestResponse
+	(*ReadRequest)(nil),              // 18: raylink.replay.v1.ReadRequest
+	(*ReadResponse)(nil),             // 19: raylink.replay.v1.ReadResponse
+	(*Item)(nil),                     // 20: raylink.replay.v1.Item
+	(*CreateItemsRequest)(nil),       // 21: raylink.replay.v1.CreateItemsRequest
+	(*CreateItemsResponse)(nil),      // 22: raylink.replay.v1.CreateItemsResponse
+	(*SampleItemsRequest)(nil),       // 23: raylink.replay.v1.SampleItemsRequest
+	(*SampledItem)(nil),              // 24: raylink.replay.v1.SampledItem
+	(*SampleItemsResponse)(nil),      // 25: raylink.replay.v1.SampleItemsResponse
+	(*UpdatePrioritiesRequest)(nil),  // 26: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 27: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 28: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 29: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 30: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 31: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 32: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 33: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 34: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 35: raylink.tensor.v1.Column
+	(*v1.Tensor)(nil),                // 36: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 37: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 38: raylink.replay.v1.Run
 	(*Blocked)(nil),                  // 39: raylink.replay.v1.Blocked
-	(*WaitingRequest)(nil),           // 40: raylink.replay.v1.WaitingRequest
-	(*WaitingResponse)(nil),          // 41: raylink.replay.v1.WaitingResponse
+	(*RingInfo)(nil),                 // 40: raylink.replay.v1.RingInfo
+	(*Needs)(nil),                    // 41: raylink.replay.v1.Needs
+	(*WaitingRequest)(nil),           // 42: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 43: raylink.replay.v1.ListItemsRequest
+	(*WaitingResponse)(nil),          // 44: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 45: raylink.replay.v1.ListItemsResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	37, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	35, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	37, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	35, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	38, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	36, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 10: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 11: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	13, // 12: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	37, // 12: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
 	2,  // 13: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
 	9,  // 14: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	9,  // 15: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	21, // 16: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	38, // 16: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
 	9,  // 17: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	21, // 18: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
-	22, // 19: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
+	38, // 18: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	20, // 19: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
 	39, // 20: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	21, // 21: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
-	26, // 22: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
+	38, // 21: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	24, // 22: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
 	39, // 23: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	6,  // 24: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	36, // 25: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
-	4,  // 26: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	39, // 27: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	7,  // 28: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 29: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	15, // 30: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	17, // 31: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	19, // 32: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	23, // 33: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	25, // 34: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	40, // 35: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	28, // 36: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	30, // 37: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	32, // 38: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	34, // 39: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	8,  // 40: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 41: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	16, // 42: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	18, // 43: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	20, // 44: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	24, // 45: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	27, // 46: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	41, // 47: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	29, // 48: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	31, // 49: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	33, // 50: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	35, // 51: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	40, // [40:52] is the sub-list for method output_type
-	28, // [28:40] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	34, // 25: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	40, // 26: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
+	4,  // 27: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	39, // 28: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	41, // 29: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
+	41, // 30: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
+	7,  // 31: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 32: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	14, // 33: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	16, // 34: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	18, // 35: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	21, // 36: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 37: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	42, // 38: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	26, // 39: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	28, // 40: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	30, // 41: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	32, // 42: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	43, // 43: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	8,  // 44: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 45: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 46: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 47: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 48: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	22, // 49: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	25, // 50: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	44, // 51: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	27, // 52: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	29, // 53: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	31, // 54: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	33, // 55: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	45, // 56: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	44, // [44:57] is the sub-list for method output_type
+	31, // [31:44] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -2789,15 +2741,16 @@ func file_raylink_replay_v1_replay_proto_init() {
 	if File_raylink_replay_v1_replay_proto != nil {
 		return
 	}
+	file_raylink_replay_v1_inspect_proto_init()
 	file_raylink_replay_v1_items_proto_init()
-	file_raylink_replay_v1_replay_proto_msgTypes[19].OneofWrappers = []any{}
+	file_raylink_replay_v1_replay_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   34,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -141,6 +141,9 @@ type Needs struct {
 	Ago  time.Duration
 }
 
+// Any reports whether anything is needed.
+func (n Needs) Any() bool { return n.Inserts > 0 || n.Samples > 0 || n.Priority }
+
 // String describes the need.
 func (n Needs) String() string {
 	var s string

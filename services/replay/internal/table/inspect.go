@@ -25,8 +25,50 @@ type Info struct {
 	// those of the number of times that an item was sampled. They are estimates from a sample of
 	// the items if there are more than a thousand. They are empty if the table is.
 	Priorities, Sampled []float64
+	// Rates are those of the last seconds.
+	Rates Rates
 	// Open is how long the table has been open.
 	Open time.Duration
+}
+
+// Rates are how many items were inserted and drawn per second in a window of time, which ends now.
+type Rates struct {
+	Window           time.Duration
+	Inserts, Samples float64
+}
+
+// rateSeconds is how many seconds a table remembers for its rates, the current one included.
+const rateSeconds = 10
+
+// meter counts inserts and draws of the last seconds.
+type meter [rateSeconds]struct {
+	second            int64
+	inserted, sampled uint64
+}
+
+func (m *meter) add(now time.Duration, inserted, sampled uint64) {
+	second := int64(now / time.Second)
+	slot := &m[second%rateSeconds]
+	if slot.second != second {
+		slot.second, slot.inserted, slot.sampled = second, 0, 0
+	}
+	slot.inserted += inserted
+	slot.sampled += sampled
+}
+
+// rates returns the rates since the beginning of the first second that is remembered.
+func (m *meter) rates(now time.Duration) Rates {
+	first := max(0, int64(now/time.Second)-rateSeconds+1)
+	var inserted, sampled uint64
+	for _, slot := range m {
+		if slot.second >= first {
+			inserted += slot.inserted
+			sampled += slot.sampled
+		}
+	}
+	window := now - time.Duration(first)*time.Second
+	seconds := max(window, time.Millisecond).Seconds()
+	return Rates{Window: window, Inserts: float64(inserted) / seconds, Samples: float64(sampled) / seconds}
 }
 
 // quantiles are those of Info, in percent.
@@ -43,6 +85,7 @@ func (t *Table) Inspect() Info {
 		Name: t.config.Name, Sampler: t.config.Sampler, Remover: t.config.Remover, Limiter: t.limit.Limiter,
 		Size: t.size, MaxItems: t.config.MaxItems, MaxSampled: t.maxSampled(), Counts: t.counts, Open: t.now(),
 	}
+	info.Rates = t.meter.rates(info.Open)
 	if t.limit.Rule == PerInsert {
 		info.Difference = t.limit.difference()
 		info.Low, info.High = t.limit.bounds()

@@ -65,16 +65,34 @@ func (t *Table) Meta() Meta {
 // So several calls list the table while it is used. Each item is as it was at one time. One that is
 // in the table all the time is listed once, others once or not at all.
 func (t *Table) Items(from uint32, states []State) (n int, next uint32) {
+	for more := true; more; {
+		n, from, more = t.someItems(from, states, n)
+	}
+	return n, from
+}
+
+// visited bounds the slots that are visited without releasing the lock.
+const visited = 1 << 16
+
+// someItems goes on with Items after n items, and reports whether there may be more.
+func (t *Table) someItems(from uint32, states []State, n int) (_ int, next uint32, more bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.now()
-	for ; n < len(states) && from < t.slots.high; from++ {
+	now, end := t.now(), min(uint64(from)+visited, uint64(t.slots.high))
+	for ; n < len(states) && uint64(from) < end; from++ {
 		if t.slots.items.at(from).number != 0 {
 			states[n] = t.state(from, now)
 			n++
 		}
 	}
-	return n, from
+	return n, from, n < len(states) && from < t.slots.high
+}
+
+// Len returns the number of items.
+func (t *Table) Len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.size
 }
 
 // Get returns the state of an item, and whether it is in the table.

@@ -133,6 +133,7 @@ type Table struct {
 	sampler, remover selector
 	limit            limit
 	counts           Counts
+	meter            meter
 	// inserters and samplers are the calls that wait.
 	inserters, samplers queue
 	changes             changes

@@ -163,7 +163,7 @@ func (t *Table) serve() {
 
 // advance performs what the limiter allows of a call. It reports whether that was anything.
 func (t *Table) advance(w *waiter, now time.Duration) bool {
-	before := w.done
+	before, inserted, sampled := w.done, t.counts.Inserted, t.counts.Sampled
 	q := &t.inserters
 	if w.op == Draw {
 		q = &t.samplers
@@ -184,6 +184,7 @@ func (t *Table) advance(w *waiter, now time.Duration) bool {
 		return false
 	}
 	q.last, q.lastAt = w.caller, now
+	t.meter.add(now, t.counts.Inserted-inserted, t.counts.Sampled-sampled)
 	return true
 }
 

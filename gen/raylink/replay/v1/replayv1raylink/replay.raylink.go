@@ -168,6 +168,16 @@ var replayService = runtime.GeneratedService{
 			},
 			Concurrent: true,
 		},
+		{
+			Name: "ListItems",
+			NewRequest: func() proto.Message {
+				return new(replayv1.ListItemsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.ListItemsResponse)
+			},
+			Concurrent: true,
+		},
 	},
 }
 
@@ -317,6 +327,18 @@ var replayHandlers = []runtime.GeneratedHandler{
 			return res, nil
 		},
 	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).ListItems(ctx, req.(*replayv1.ListItemsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.ListItemsResponse)
+			}
+			return res, nil
+		},
+	},
 }
 
 // ReplayNode is the interface that a node of the service raylink.replay.v1.Replay implements. Its
@@ -358,8 +380,12 @@ type ReplayNode interface {
 	// SetLimiter replaces a table's limiter.
 	SetLimiter(context.Context, *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error)
 
-	// Inspect describes tables. It does not scan them.
+	// Inspect describes the ring and its tables. It scans neither.
 	Inspect(context.Context, *replayv1.InspectRequest) (*replayv1.InspectResponse, error)
+
+	// ListItems returns items by their keys, or a page of a table, with their rows if asked for. They
+	// do not count as sampled.
+	ListItems(context.Context, *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error)
 }
 
 // UnimplementedReplayNode returns an error with the code Unimplemented from every method. A node
@@ -424,6 +450,11 @@ func (UnimplementedReplayNode) SetLimiter(context.Context, *replayv1.SetLimiterR
 // Inspect returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Inspect(context.Context, *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Inspect is not implemented")
+}
+
+// ListItems returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) ListItems(context.Context, *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/ListItems is not implemented")
 }
 
 // ReplayType returns the node type "replay", whose nodes setup makes. Setup is called once for each
@@ -581,7 +612,7 @@ func (h *Replay) SetLimiterAsync(ctx context.Context, req *replayv1.SetLimiterRe
 	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](10).Async(ctx, h.ref, req)
 }
 
-// Inspect describes tables. It does not scan them.
+// Inspect describes the ring and its tables. It scans neither.
 func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
 	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](11).Unary(ctx, h.ref, req)
 }
@@ -590,6 +621,18 @@ func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*re
 // the node's queue is full or its connection is being opened.
 func (h *Replay) InspectAsync(ctx context.Context, req *replayv1.InspectRequest) *runtime.Future[*replayv1.InspectResponse] {
 	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](11).Async(ctx, h.ref, req)
+}
+
+// ListItems returns items by their keys, or a page of a table, with their rows if asked for. They
+// do not count as sampled.
+func (h *Replay) ListItems(ctx context.Context, req *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error) {
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](12).Unary(ctx, h.ref, req)
+}
+
+// ListItemsAsync calls ListItems and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Replay) ListItemsAsync(ctx context.Context, req *replayv1.ListItemsRequest) *runtime.Future[*replayv1.ListItemsResponse] {
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](12).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.
