@@ -23,6 +23,7 @@ func small() []row {
 		j := &rs[i].job
 		if rs[i].replay.bytes != 0 {
 			rs[i].replay.bytes = min(rs[i].replay.bytes, 8<<20)
+			rs[i].replay.items = min(rs[i].replay.items, 2000)
 		}
 		switch j.Kind {
 		case connections, nodes:

@@ -44,6 +44,13 @@ const (
 	replayBorrow kind = "borrow"
 	replayMixed  kind = "mixed"
 	replayHold   kind = "hold"
+
+	replayItems        kind = "items"
+	replayFewItems     kind = "few-items"
+	replayDraw         kind = "draw"
+	replayUpdate       kind = "update"
+	replayRemoteWrite  kind = "remote-write"
+	replayRemoteSample kind = "remote-sample"
 )
 
 // job is the work of a client.
@@ -143,6 +150,7 @@ func (l *load) run() (outcome, error) {
 	case codeNone, codeImported, codeUsed, pluginTime: // not measured by a client
 	case psPull, psPullRead, psPush, psDeliver, psSpread, psMemory, storedKeys: // likewise
 	case replayWrite, replaySample, replayBorrow, replayMixed, replayHold: // likewise
+	case replayItems, replayFewItems, replayDraw, replayUpdate, replayRemoteWrite, replayRemoteSample: // likewise
 	}
 	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)
 }

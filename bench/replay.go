@@ -6,19 +6,23 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
-// Systems in rows of the replay, beside raylink. All but raylinkNone are plain loops over a mapped
-// file with as many rows of the same size.
+// Systems in rows of the replay, beside raylink. Where nothing else is said, they are
+// plain loops over a mapped file with as many rows of the same size.
 const (
-	// raylinkNone is RayLink's replay without areas.
-	raylinkNone = "raylink-none"
+	// raylinkNone is RayLink's replay without areas; raylinkUniform samples it without a table.
+	raylinkNone    = "raylink-none"
+	raylinkUniform = "raylink-uniform"
 	// copySystem makes one copy of each row; gatherSystem copies random rows; readSystem reads each
 	// cache line of the rows once; plainSystem does what several processes do.
 	gatherSystem = "gather"
 	readSystem   = "read"
 	plainSystem  = plainCalls
+	// treeSystem is a sum tree in one process, without rows. The tunnel is a stream.
+	treeSystem = "tree"
 )
 
 // replayPrefix is what names of rows of the replay begin with.
@@ -35,6 +39,14 @@ const (
 	sampleMedium  = "replay/sample/256x3072B"
 	borrowMillion = "replay/borrow/1000000rows"
 	fourProcesses = "replay/processes/2w2r"
+
+	prioritizedRows = "replay/prioritized/256x1KiB"
+	prioritizedKeys = "replay/prioritized/256of10M"
+	updatedKeys     = "replay/update/256of10M"
+	manySequences   = "replay/sequences/10M"
+	fewSequences    = "replay/sequences/10k"
+	remoteWrite     = "replay/remote/write/1KiB"
+	remoteSample    = "replay/remote/sample/256x1KiB"
 )
 
 const (
@@ -46,14 +58,44 @@ const (
 )
 
 // replayLoad is the part of a row of the replay that a job does not have. A job's Inflight is the
-// number of rows of an operation.
+// number of rows, items or keys of an operation.
 type replayLoad struct {
 	bytes int
 	areas int
+	// items is the number of items in a table, and length that of an item's rows.
+	items, length int
+	// remote means that clients can't map the ring.
+	remote bool
 }
+
+// words are what replayLoadOf parses.
+func (l replayLoad) words() []string {
+	return []string{strconv.Itoa(l.bytes), strconv.Itoa(l.items), strconv.Itoa(l.length), strconv.FormatBool(l.remote)}
+}
+
+// replayLoadOf returns what an owner needs of a load.
+func replayLoadOf(words []string) (replayLoad, error) {
+	if len(words) != 4 {
+		return replayLoad{}, fmt.Errorf("%d words describe a load: %q", len(words), words)
+	}
+	var l replayLoad
+	var err [4]error
+	l.bytes, err[0] = strconv.Atoi(words[0])
+	l.items, err[1] = strconv.Atoi(words[1])
+	l.length, err[2] = strconv.Atoi(words[2])
+	l.remote, err[3] = strconv.ParseBool(words[3])
+	return l, errors.Join(err[:]...)
+}
+
+// remote reports whether a process with this kind of load can't map the ring.
+func (k kind) remote() bool { return k == replayRemoteWrite || k == replayRemoteSample }
 
 func replayRows() []row {
 	const cold = ringBytes
+	million := replayLoad{bytes: cold, items: 1_000_000, length: 1}
+	elsewhere := million
+	elsewhere.remote = true
+	sequences := replayLoad{bytes: cold, items: 10_000_000, length: 8}
 	return []row{
 		{
 			name: writeTiny, unit: "rows/s", replay: replayLoad{bytes: cold}, job: job{Kind: replayWrite, Size: 64, Inflight: 64},
@@ -90,6 +132,34 @@ func replayRows() []row {
 		{
 			name: fourProcesses, unit: "rows/s", replay: replayLoad{bytes: cold}, job: job{Kind: replayMixed, Size: 1024, Inflight: 256},
 			systems: []string{"raylink", plainSystem},
+		},
+		{
+			name: prioritizedRows, unit: "rows/s", replay: million, job: job{Kind: replayItems, Size: 1024, Inflight: 256},
+			systems: []string{"raylink", raylinkUniform},
+		},
+		{
+			name: prioritizedKeys, unit: "draws/s", replay: sequences, job: job{Kind: replayDraw, Size: 64, Inflight: 256},
+			systems: []string{"raylink", treeSystem},
+		},
+		{
+			name: updatedKeys, unit: "updates/s", replay: sequences, job: job{Kind: replayUpdate, Size: 64, Inflight: 256},
+			systems: []string{"raylink", treeSystem},
+		},
+		{
+			name: manySequences, unit: "items/s", replay: sequences, job: job{Kind: replayItems, Size: 64, Inflight: 256},
+			systems: []string{"raylink"},
+		},
+		{
+			name: fewSequences, unit: "items/s", replay: sequences, job: job{Kind: replayFewItems, Size: 64, Inflight: 256},
+			systems: []string{"raylink"},
+		},
+		{
+			name: remoteWrite, unit: "MB/s", replay: replayLoad{bytes: cold, remote: true}, job: job{Kind: replayRemoteWrite, Size: 1024, Inflight: 1},
+			systems: []string{"raylink", tunnelSystem},
+		},
+		{
+			name: remoteSample, unit: "MB/s", replay: elsewhere, job: job{Kind: replayRemoteSample, Size: 1024, Inflight: 256},
+			systems: []string{"raylink", tunnelSystem},
 		},
 	}
 }
@@ -211,16 +281,27 @@ func (d *driver) measureReplay(ctx context.Context, r *row, j job, system string
 // replayClients returns the processes that are measured.
 func (d *driver) replayClients(ctx context.Context, s *replayStage, r *row, system string) ([]*process, error) {
 	load := r.replay
-	if system != "raylink" {
+	switch system {
+	case "raylink", raylinkUniform:
+	case treeSystem:
+		load = replayLoad{items: load.items} // one tree for draws and updates
+	default:
 		load.areas = 0
 	}
 	key := replayKey{load: load, size: r.job.Size, kind: r.job.Kind, system: system}
+	if system == treeSystem {
+		key.kind = ""
+	}
 	if ps := s.clients[key]; ps != nil {
 		return ps, nil
 	}
 	address, err := d.replayAddress(ctx, s, load, r.job.Size, system)
 	if err != nil {
 		return nil, err
+	}
+	if system == "raylink" && (r.job.Kind == replayDraw || r.job.Kind == replayUpdate) {
+		// The table is used in its own process.
+		return []*process{s.owners[replayKey{load: load, size: r.job.Size}]}, nil
 	}
 	kinds := []kind{r.job.Kind}
 	if r.job.Kind == replayMixed {
@@ -241,24 +322,34 @@ func (d *driver) replayProcess(ctx context.Context, role, system string, k kind,
 	return spawn(ctx, d.env(), role, system, string(k), strconv.Itoa(size), address)
 }
 
-// replayAddress returns the path of a replay, or of a peer's file.
+// replayAddress returns the path of a replay, or of a peer's node or file; of a tree, its size.
 func (d *driver) replayAddress(ctx context.Context, s *replayStage, load replayLoad, size int, system string) (string, error) {
-	if system != "raylink" && system != raylinkNone {
-		path := filepath.Join(s.dir, fmt.Sprintf("peer-%d-%d", load.bytes, size))
+	key, path := replayKey{load: load, size: size}, s.dir
+	words := []string{replayOwnerRole, "raylink", strconv.Itoa(size)}
+	switch system {
+	case "raylink", raylinkNone, raylinkUniform:
+	case treeSystem:
+		return strconv.Itoa(load.items), nil
+	default:
+		path = filepath.Join(s.dir, fmt.Sprintf("peer-%d-%d", load.bytes, size))
 		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return "", err
 		}
-		return path, errors.Join(file.Truncate(int64(load.bytes/size*size)), file.Close())
+		err = errors.Join(file.Truncate(int64(load.bytes/size*size)), file.Close())
+		if err != nil || system != tunnelSystem {
+			return path, err
+		}
+		key.system, words[1] = system, system
+		key.load = replayLoad{bytes: load.bytes} // one for both directions
 	}
-	key := replayKey{load: load, size: size}
 	if p := s.owners[key]; p != nil {
 		return p.address, nil
 	}
 	if err := d.startBrain(ctx); err != nil {
 		return "", err
 	}
-	p, err := spawn(ctx, d.env(), replayOwnerRole, "raylink", strconv.Itoa(size), strconv.Itoa(load.bytes), s.dir)
+	p, err := spawn(ctx, d.env(), slices.Concat(words, []string{path}, load.words())...)
 	if err != nil {
 		return "", err
 	}

@@ -11,17 +11,15 @@ import (
 
 	"github.com/raylink/raylink"
 	"github.com/raylink/raylink/bench/gen/rows/v1/rowsv1raylink"
-	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
-	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/runtime"
 	schema "github.com/raylink/raylink/runtime/row"
 	"github.com/raylink/raylink/services/replay"
 )
 
 // Roles of the processes in rows of the replay. The owner is followed by a system, the size of a
-// row, that of the ring, and a directory; a client by a system, a kind, the size of a row, and an
-// address.
+// row, and where its rows are: for RayLink a directory and the load, otherwise a peer's file. A
+// client is followed by a system, a kind, the size of a row, and an address.
 const (
 	replayOwnerRole  = "replay-owner"
 	replayClientRole = "replay-client"
@@ -30,50 +28,54 @@ const (
 // replayRole runs a process that takes part in rows of the replay.
 func (c *driverConn) replayRole(ctx context.Context, words []string) error {
 	if words[0] == replayOwnerRole {
-		srv, err := serveReplay(ctx, words[2], words[3], words[4])
-		if err != nil {
-			return c.reportError(err)
-		}
-		return errors.Join(c.answer(response{Address: srv.address()}, func(r request) (response, error) {
-			return response{}, fmt.Errorf("an owner does not support %q", r.Op)
-		}), srv.close())
+		return c.replayOwner(ctx, words[1], words[2], words[3], words[4:])
 	}
 	size, err := strconv.Atoi(words[3])
 	if err != nil {
 		return c.reportError(err)
 	}
-	store, err := openRowStore(ctx, words[1], size, words[4])
+	l := &replayLoop{kind: kind(words[2]), size: size, uniform: words[1] == raylinkUniform}
+	if words[1] == treeSystem {
+		items, err := strconv.Atoi(words[4])
+		if err != nil {
+			return c.reportError(err)
+		}
+		l.keys = newSumTree(items)
+		return c.answer(response{}, l.do)
+	}
+	store, err := openRowStore(ctx, words[1], l.kind, size, words[4])
 	if err != nil {
 		return c.reportError(err)
 	}
-	l := &replayLoop{store: store, kind: kind(words[2]), size: size}
+	l.store = store
 	return errors.Join(c.answer(response{}, l.do), store.close())
 }
 
-// serveReplay hosts a replay in this process.
-func serveReplay(ctx context.Context, size, bytes, dir string) (server, error) {
+// replayOwner hosts a replay, or what a tunnel leads to.
+func (c *driverConn) replayOwner(ctx context.Context, system, size, path string, load []string) error {
+	if system == tunnelSystem {
+		srv, err := serveTunnel(ctx, path)
+		if err != nil {
+			return c.reportError(err)
+		}
+		return errors.Join(c.answer(response{Address: srv.address()}, func(r request) (response, error) {
+			return response{}, fmt.Errorf("the end of a tunnel does not support %q", r.Op)
+		}), srv.close())
+	}
 	n, err := strconv.Atoi(size)
 	if err != nil {
-		return nil, err
+		return c.reportError(err)
 	}
-	limit, err := strconv.ParseUint(bytes, 10, 64)
+	parsed, err := replayLoadOf(load)
 	if err != nil {
-		return nil, err
+		return c.reportError(err)
 	}
-	columns := map[int][]*tensorv1.Column{
-		64: rowsv1raylink.Row64Row.Columns(), 1024: rowsv1raylink.Row1024Row.Columns(),
-		3072: rowsv1raylink.Row3072Row.Columns(), 28672: rowsv1raylink.Row28672Row.Columns(),
-	}[n]
-	rt, err := raylink.Init(ctx)
+	owner, err := serveReplay(ctx, parsed, n, path)
 	if err != nil {
-		return nil, err
+		return c.reportError(err)
 	}
-	config := &replayv1.ReplayConfig{Columns: columns, CapacityBytes: limit, Directory: dir}
-	handle, err := replayv1raylink.CreateReplay(ctx, rt, config, runtime.ParentProcess())
-	if err != nil {
-		return nil, errors.Join(err, rt.Close())
-	}
-	return &raylinkServer{rt: rt, path: handle.Ref().Path()}, nil
+	l := &replayLoop{keys: owner, size: n}
+	return errors.Join(c.answer(response{Address: owner.handle.Ref().Path()}, l.do), owner.close())
 }
 
 // rowStore has rows of a size: a replay, or a peer's mapped file.
@@ -87,38 +89,51 @@ type rowStore interface {
 	borrow(ctx context.Context, n int, read func(rows []byte)) error
 	// hold keeps areas until the store is closed.
 	hold(ctx context.Context, areas int) error
+	// flush waits until all rows that were written have arrived, where they travel.
+	flush(ctx context.Context) error
 	close() error
 }
 
-func openRowStore(ctx context.Context, system string, size int, address string) (rowStore, error) {
-	if system != "raylink" && system != raylinkNone {
+// itemStore has items of rows in tables.
+type itemStore interface {
+	rowStore
+	// sampleItems copies the rows of random items.
+	sampleItems(ctx context.Context, table string, n int) error
+}
+
+func openRowStore(ctx context.Context, system string, k kind, size int, address string) (rowStore, error) {
+	switch system {
+	case tunnelSystem:
+		return openTunnelRows(ctx, size, address)
+	case "raylink", raylinkNone, raylinkUniform:
+	default:
 		return openPlainRows(size, address)
 	}
 	rt, err := raylink.Init(ctx)
 	if err != nil {
 		return nil, err
 	}
-	store, err := openReplayRows(ctx, rt, size, address)
+	store, err := openReplayRows(ctx, rt, !k.remote(), size, address)
 	if err != nil {
 		return nil, errors.Join(err, rt.Close())
 	}
 	return store, nil
 }
 
-func openReplayRows(ctx context.Context, rt *raylink.Runtime, size int, path string) (rowStore, error) {
+func openReplayRows(ctx context.Context, rt *raylink.Runtime, mapped bool, size int, path string) (rowStore, error) {
 	handle, err := replayv1raylink.FindReplay(ctx, rt, runtime.Path(path))
 	if err != nil {
 		return nil, err
 	}
 	switch size {
 	case 64:
-		return newReplayStore(ctx, rt, handle, rowsv1raylink.Row64Row, func(c *rowsv1raylink.Row64Columns) []byte { return c.Data })
+		return newReplayStore(ctx, rt, mapped, handle, rowsv1raylink.Row64Row, func(c *rowsv1raylink.Row64Columns) []byte { return c.Data })
 	case 1024:
-		return newReplayStore(ctx, rt, handle, rowsv1raylink.Row1024Row, func(c *rowsv1raylink.Row1024Columns) []byte { return c.Data })
+		return newReplayStore(ctx, rt, mapped, handle, rowsv1raylink.Row1024Row, func(c *rowsv1raylink.Row1024Columns) []byte { return c.Data })
 	case 3072:
-		return newReplayStore(ctx, rt, handle, rowsv1raylink.Row3072Row, func(c *rowsv1raylink.Row3072Columns) []byte { return c.Data })
+		return newReplayStore(ctx, rt, mapped, handle, rowsv1raylink.Row3072Row, func(c *rowsv1raylink.Row3072Columns) []byte { return c.Data })
 	case 28672:
-		return newReplayStore(ctx, rt, handle, rowsv1raylink.Row28672Row, func(c *rowsv1raylink.Row28672Columns) []byte { return c.Data })
+		return newReplayStore(ctx, rt, mapped, handle, rowsv1raylink.Row28672Row, func(c *rowsv1raylink.Row28672Columns) []byte { return c.Data })
 	}
 	return nil, fmt.Errorf("there are no rows of %d bytes", size)
 }
@@ -132,22 +147,24 @@ type replayStore[C any] struct {
 	batch  *replay.TypedBatch[C]
 	data   func(*C) []byte
 	areas  []*replay.TypedArea[C]
+	// samplers are those of tables.
+	samplers map[string]*replay.Sampler[C]
 	// fill copies payload.
 	fill    func(*C)
 	payload []byte
 }
 
 func newReplayStore[C any](
-	ctx context.Context, rt *raylink.Runtime, handle *replayv1raylink.Replay, rows schema.Type[C], data func(*C) []byte,
+	ctx context.Context, rt *raylink.Runtime, mapped bool, handle *replayv1raylink.Replay, rows schema.Type[C], data func(*C) []byte,
 ) (rowStore, error) {
 	opened, err := replay.Open(ctx, handle, rows)
 	if err != nil {
 		return nil, err
 	}
-	if !opened.Client().Mapped() {
-		return nil, errors.Join(errors.New("the replay is not mapped"), opened.Close())
+	if opened.Client().Mapped() != mapped {
+		return nil, errors.Join(fmt.Errorf("the replay is mapped: %t, instead of %t", !mapped, mapped), opened.Close())
 	}
-	s := &replayStore[C]{rt: rt, rows: opened, reader: opened.Reader(nil), data: data}
+	s := &replayStore[C]{rt: rt, rows: opened, reader: opened.Reader(nil), data: data, samplers: make(map[string]*replay.Sampler[C])}
 	s.fill = func(c *C) { copy(s.data(c), s.payload) }
 	if s.writer, err = opened.Writer(); err != nil {
 		return nil, err
@@ -198,8 +215,31 @@ func (s *replayStore[C]) hold(ctx context.Context, areas int) error {
 	return nil
 }
 
+// sampleItems samples a table as a learner does: ahead, and with weights.
+func (s *replayStore[C]) sampleItems(ctx context.Context, table string, n int) error {
+	sampler := s.samplers[table]
+	if sampler == nil {
+		var err error
+		sampler, err = s.rows.Sampler(table, replay.BatchOf(n), replay.Prefetch(prefetched), replay.Weights(weightExponent))
+		if err != nil {
+			return err
+		}
+		s.samplers[table] = sampler
+	}
+	batch, err := sampler.Next(ctx)
+	if err == nil && batch.Replaced > 0 {
+		err = fmt.Errorf("%d items had rows that were overwritten, and there is no writer", batch.Replaced)
+	}
+	return err
+}
+
+func (s *replayStore[C]) flush(ctx context.Context) error { return s.writer.Flush(ctx) }
+
 func (s *replayStore[C]) close() error {
 	var errs []error
+	for _, sampler := range s.samplers {
+		errs = append(errs, sampler.Close())
+	}
 	for _, area := range s.areas {
 		errs = append(errs, area.Release())
 	}
@@ -256,14 +296,20 @@ func (s *plainRows) borrow(_ context.Context, n int, _ func(rows []byte)) error 
 }
 
 func (s *plainRows) hold(context.Context, int) error { return errors.New("a plain file has no areas") }
+func (s *plainRows) flush(context.Context) error     { return nil }
 func (s *plainRows) close() error                    { return s.memory.close() }
 
 // replayLoop repeats an operation.
 type replayLoop struct {
+	// store has the rows. It is nil if there are only keys.
 	store rowStore
-	kind  kind
-	size  int
-	job   job
+	keys  keyStore
+	// kind is empty if it is the job's.
+	kind kind
+	size int
+	// uniform makes it sample rows where others sample items.
+	uniform bool
+	job     job
 	// ready is set once every page was touched in all mappings that the operation uses.
 	ready   bool
 	payload []byte
@@ -289,9 +335,10 @@ func (l *replayLoop) do(r request) (response, error) {
 	return response{}, fmt.Errorf("a client of the replay does not support %q", r.Op)
 }
 
-// touch fills the store once, and reads all rows in place.
+// touch fills the store once, and reads all rows in place. Rows of items must stay, and were
+// written by the owner; so were those that are not in this process's memory.
 func (l *replayLoop) touch(ctx context.Context) error {
-	if l.ready {
+	if l.ready || l.store == nil {
 		return nil
 	}
 	l.ready = true
@@ -301,9 +348,14 @@ func (l *replayLoop) touch(ctx context.Context) error {
 	for i := range l.payload {
 		l.payload[i] = byte(i*31 + i>>10)
 	}
-	for left := capacity; left > 0; left -= rows {
-		if err := l.store.write(ctx, min(left, rows), l.payload); err != nil {
-			return err
+	if l.kind.remote() {
+		return nil
+	}
+	if l.kind != replayItems && l.kind != replayFewItems {
+		for left := capacity; left > 0; left -= rows {
+			if err := l.store.write(ctx, min(left, rows), l.payload); err != nil {
+				return err
+			}
 		}
 	}
 	if l.kind == replayWrite {
@@ -314,27 +366,44 @@ func (l *replayLoop) touch(ctx context.Context) error {
 
 // writes is 1 if the loop writes, and else 0.
 func (l *replayLoop) writes() int {
-	if l.kind == replayWrite {
+	if l.kind == replayWrite || l.kind == replayRemoteWrite {
 		return 1
 	}
 	return 0
 }
 
-// operation returns what is repeated, and of how many rows it is. Where several processes do
-// different things, writers write row by row.
-func (l *replayLoop) operation(ctx context.Context) (do func() error, rows int) {
-	n := l.job.Inflight
-	switch l.kind {
-	case replayWrite:
+// operation returns what is repeated, and of how many rows, items or keys it is. Where several
+// processes do different things, writers write row by row.
+func (l *replayLoop) operation(ctx context.Context) (do func() error, rows int, err error) {
+	n, k := l.job.Inflight, l.kind
+	if k == "" {
+		k = l.job.Kind
+	}
+	items, hasItems := l.store.(itemStore)
+	ofItems := func(table string) (func() error, int, error) {
+		return func() error { return items.sampleItems(ctx, table, n) }, n, nil
+	}
+	switch {
+	case k == replayDraw && l.keys != nil:
+		return func() error { return l.keys.draw(ctx, n) }, n, nil
+	case k == replayUpdate && l.keys != nil:
+		return func() error { return l.keys.update(ctx, n) }, n, nil
+	case l.store == nil:
+		return nil, 0, fmt.Errorf("keys alone do not support %q", k)
+	case k == replayWrite, k == replayRemoteWrite:
 		if l.job.Kind == replayMixed {
 			n = 1
 		}
 		payload := l.payload[:n*l.size]
-		return func() error { return l.store.write(ctx, n, payload) }, n
-	case replaySample:
-		return func() error { return l.store.sample(ctx, n) }, n
+		return func() error { return l.store.write(ctx, n, payload) }, n, nil
+	case k == replayBorrow:
+		return func() error { return l.store.borrow(ctx, n, nil) }, n, nil
+	case k == replayFewItems && hasItems:
+		return ofItems(fewItems)
+	case (k == replayItems || k == replayRemoteSample) && hasItems && !l.uniform:
+		return ofItems(allItems)
 	default:
-		return func() error { return l.store.borrow(ctx, n, nil) }, n
+		return func() error { return l.store.sample(ctx, n) }, n, nil
 	}
 }
 
@@ -344,7 +413,10 @@ const rowsPerLook = 64
 // run repeats the operation for a time. Latencies are means over the operations between two looks
 // at the clock.
 func (l *replayLoop) run(ctx context.Context, duration time.Duration) (outcome, error) {
-	do, rows := l.operation(ctx)
+	do, rows, err := l.operation(ctx)
+	if err != nil {
+		return outcome{}, err
+	}
 	each := max(1, rowsPerLook/rows)
 	h := new(histogram)
 	begun := time.Now()
@@ -358,6 +430,12 @@ func (l *replayLoop) run(ctx context.Context, duration time.Duration) (outcome, 
 		now := time.Now()
 		h.record(int64(now.Sub(last)) / int64(each))
 		last = now
+	}
+	if l.kind.remote() {
+		if err := l.store.flush(ctx); err != nil {
+			return outcome{}, err
+		}
+		last = time.Now()
 	}
 	ops := h.total * uint64(each) * uint64(rows)
 	return outcome{Ops: ops, Seconds: last.Sub(begun).Seconds(), P50: h.quantile(0.5), P99: h.quantile(0.99)}, nil

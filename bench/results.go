@@ -81,7 +81,8 @@ func names() []string {
 		all = append(all, s.name)
 	}
 	return append(all, plainCalls, brainPart, pusherPart, mappedSystem, copySystem, bareSystem, tunnelSystem, oneHopSystem, raySystem,
-		raylinkMemory, redisSystem, rueidisSystem, redisPipelined, pebbleSystem, raylinkNone, gatherSystem, readSystem)
+		raylinkMemory, redisSystem, rueidisSystem, redisPipelined, pebbleSystem, raylinkNone, gatherSystem, readSystem,
+		raylinkUniform, treeSystem)
 }
 
 func median(sorted []float64) float64 {

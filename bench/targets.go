@@ -55,6 +55,16 @@ func (f figuresOf) atMost(row, system, what string, of func(line) float64, times
 	}
 }
 
+// within is a goal for two rows: neither is faster than the other by more than a factor.
+func (f figuresOf) within(row, other string, times float64) target {
+	a, ok1 := f.of(row, "raylink")
+	b, ok2 := f.of(other, "raylink")
+	r, ok := ratio(a.Value, b.Value, ok1, ok2)
+	return target{
+		what: row, goal: fmt.Sprintf("within %g x of %s", times, other), reached: fmt.Sprintf("%.2f x", r), ok: r <= times && r*times >= 1, measured: ok,
+	}
+}
+
 // bound is a goal for a single figure.
 func (f figuresOf) bound(row, goal, format string, of func(line) float64, fits func(float64) bool) target {
 	return f.boundOf("raylink", row, goal, format, of, fits)
@@ -139,6 +149,10 @@ func (r *results) targets(lines []line) []target {
 		f.atLeast(sampleSmall, gatherSystem, 0.8), f.atLeast(sampleMedium, gatherSystem, 0.9),
 		f.atMost(borrowMillion, readSystem, "p50", p50, 0.05),
 		f.atLeast(fourProcesses, plainSystem, 0.6),
+		f.atLeast(prioritizedRows, raylinkUniform, 0.4),
+		f.atLeast(prioritizedKeys, treeSystem, 0.4), f.atLeast(updatedKeys, treeSystem, 0.3),
+		f.within(manySequences, fewSequences, 3),
+		f.atLeast(remoteWrite, tunnelSystem, 0.7), f.atLeast(remoteSample, tunnelSystem, 0.7),
 	)
 }
 

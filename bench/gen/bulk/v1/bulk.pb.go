@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: bulk/v1/bulk.proto
 
-// A service that receives many bytes by a stream: a baseline for the parameter server.
+// A service that receives and sends many bytes by streams: a baseline for the parameter server and
+// the replay.
 
 package bulkv1
 
@@ -114,6 +115,184 @@ func (x *StoreResponse) GetChecksum() uint32 {
 	return 0
 }
 
+type AppendRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Part          []byte                 `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendRequest) Reset() {
+	*x = AppendRequest{}
+	mi := &file_bulk_v1_bulk_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendRequest) ProtoMessage() {}
+
+func (x *AppendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bulk_v1_bulk_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendRequest.ProtoReflect.Descriptor instead.
+func (*AppendRequest) Descriptor() ([]byte, []int) {
+	return file_bulk_v1_bulk_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AppendRequest) GetPart() []byte {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+type AppendResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many bytes the stream had.
+	Bytes         uint64 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendResponse) Reset() {
+	*x = AppendResponse{}
+	mi := &file_bulk_v1_bulk_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendResponse) ProtoMessage() {}
+
+func (x *AppendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bulk_v1_bulk_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendResponse.ProtoReflect.Descriptor instead.
+func (*AppendResponse) Descriptor() ([]byte, []int) {
+	return file_bulk_v1_bulk_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AppendResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type ReadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The size of a part. It divides that of the memory.
+	PartBytes     uint32 `protobuf:"varint,1,opt,name=part_bytes,json=partBytes,proto3" json:"part_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRequest) Reset() {
+	*x = ReadRequest{}
+	mi := &file_bulk_v1_bulk_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRequest) ProtoMessage() {}
+
+func (x *ReadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bulk_v1_bulk_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
+func (*ReadRequest) Descriptor() ([]byte, []int) {
+	return file_bulk_v1_bulk_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReadRequest) GetPartBytes() uint32 {
+	if x != nil {
+		return x.PartBytes
+	}
+	return 0
+}
+
+type ReadResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Part          []byte                 `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadResponse) Reset() {
+	*x = ReadResponse{}
+	mi := &file_bulk_v1_bulk_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadResponse) ProtoMessage() {}
+
+func (x *ReadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bulk_v1_bulk_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
+func (*ReadResponse) Descriptor() ([]byte, []int) {
+	return file_bulk_v1_bulk_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReadResponse) GetPart() []byte {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
 var File_bulk_v1_bulk_proto protoreflect.FileDescriptor
 
 const file_bulk_v1_bulk_proto_rawDesc = "" +
@@ -122,9 +301,20 @@ const file_bulk_v1_bulk_proto_rawDesc = "" +
 	"\fStoreRequest\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\fR\x04part\"+\n" +
 	"\rStoreResponse\x12\x1a\n" +
-	"\bchecksum\x18\x01 \x01(\rR\bchecksum2N\n" +
+	"\bchecksum\x18\x01 \x01(\rR\bchecksum\"#\n" +
+	"\rAppendRequest\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\fR\x04part\"&\n" +
+	"\x0eAppendResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\",\n" +
+	"\vReadRequest\x12\x1d\n" +
+	"\n" +
+	"part_bytes\x18\x01 \x01(\rR\tpartBytes\"\"\n" +
+	"\fReadResponse\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\fR\x04part2\xc2\x01\n" +
 	"\x04Bulk\x128\n" +
-	"\x05Store\x12\x15.bulk.v1.StoreRequest\x1a\x16.bulk.v1.StoreResponse(\x01\x1a\f\xa2\xf3\xf2\x86\a\x06\n" +
+	"\x05Store\x12\x15.bulk.v1.StoreRequest\x1a\x16.bulk.v1.StoreResponse(\x01\x12;\n" +
+	"\x06Append\x12\x16.bulk.v1.AppendRequest\x1a\x17.bulk.v1.AppendResponse(\x01\x125\n" +
+	"\x04Read\x12\x14.bulk.v1.ReadRequest\x1a\x15.bulk.v1.ReadResponse0\x01\x1a\f\xa2\xf3\xf2\x86\a\x06\n" +
 	"\x04bulkB5Z3github.com/raylink/raylink/bench/gen/bulk/v1;bulkv1b\x06proto3"
 
 var (
@@ -139,16 +329,24 @@ func file_bulk_v1_bulk_proto_rawDescGZIP() []byte {
 	return file_bulk_v1_bulk_proto_rawDescData
 }
 
-var file_bulk_v1_bulk_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_bulk_v1_bulk_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_bulk_v1_bulk_proto_goTypes = []any{
-	(*StoreRequest)(nil),  // 0: bulk.v1.StoreRequest
-	(*StoreResponse)(nil), // 1: bulk.v1.StoreResponse
+	(*StoreRequest)(nil),   // 0: bulk.v1.StoreRequest
+	(*StoreResponse)(nil),  // 1: bulk.v1.StoreResponse
+	(*AppendRequest)(nil),  // 2: bulk.v1.AppendRequest
+	(*AppendResponse)(nil), // 3: bulk.v1.AppendResponse
+	(*ReadRequest)(nil),    // 4: bulk.v1.ReadRequest
+	(*ReadResponse)(nil),   // 5: bulk.v1.ReadResponse
 }
 var file_bulk_v1_bulk_proto_depIdxs = []int32{
 	0, // 0: bulk.v1.Bulk.Store:input_type -> bulk.v1.StoreRequest
-	1, // 1: bulk.v1.Bulk.Store:output_type -> bulk.v1.StoreResponse
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
+	2, // 1: bulk.v1.Bulk.Append:input_type -> bulk.v1.AppendRequest
+	4, // 2: bulk.v1.Bulk.Read:input_type -> bulk.v1.ReadRequest
+	1, // 3: bulk.v1.Bulk.Store:output_type -> bulk.v1.StoreResponse
+	3, // 4: bulk.v1.Bulk.Append:output_type -> bulk.v1.AppendResponse
+	5, // 5: bulk.v1.Bulk.Read:output_type -> bulk.v1.ReadResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -165,7 +363,7 @@ func file_bulk_v1_bulk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bulk_v1_bulk_proto_rawDesc), len(file_bulk_v1_bulk_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -4,7 +4,8 @@
 
 // Package bulkv1raylink has the nodes and handles of the services in bulk/v1/bulk.proto.
 //
-// A service that receives many bytes by a stream: a baseline for the parameter server.
+// A service that receives and sends many bytes by streams: a baseline for the parameter server and
+// the replay.
 package bulkv1raylink
 
 import (
@@ -52,6 +53,24 @@ var bulkService = runtime.GeneratedService{
 				return new(bulkv1.StoreResponse)
 			},
 		},
+		{
+			Name: "Append",
+			NewRequest: func() proto.Message {
+				return new(bulkv1.AppendRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(bulkv1.AppendResponse)
+			},
+		},
+		{
+			Name: "Read",
+			NewRequest: func() proto.Message {
+				return new(bulkv1.ReadRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(bulkv1.ReadResponse)
+			},
+		},
 	},
 }
 
@@ -63,6 +82,22 @@ var bulkHandlers = []runtime.GeneratedHandler{
 			return stream.SendOnly(node.(BulkNode).Store(ctx, stream))
 		},
 	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*bulkv1.AppendRequest, *bulkv1.AppendResponse](untyped)
+			return stream.SendOnly(node.(BulkNode).Append(ctx, stream))
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*bulkv1.ReadRequest, *bulkv1.ReadResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
+			}
+			return node.(BulkNode).Read(ctx, req, stream)
+		},
+	},
 }
 
 // BulkNode is the interface that a node of the service bulk.v1.Bulk implements. Its unary methods
@@ -72,6 +107,12 @@ var bulkHandlers = []runtime.GeneratedHandler{
 type BulkNode interface {
 	// Store writes a content into the memory, and computes its checksum.
 	Store(context.Context, BulkStoreServerStream) (*bulkv1.StoreResponse, error)
+
+	// Append writes parts into the memory, from its beginning, and again when its end is reached.
+	Append(context.Context, BulkAppendServerStream) (*bulkv1.AppendResponse, error)
+
+	// Read sends the memory part by part, again and again, until the caller ends the stream.
+	Read(context.Context, *bulkv1.ReadRequest, BulkReadServerStream) error
 }
 
 // BulkStoreServerStream is the node's side of Store.
@@ -80,6 +121,18 @@ type BulkStoreServerStream = runtime.ClientStreamingServer[*bulkv1.StoreRequest]
 // BulkStoreClientStream is the caller's side of Store.
 type BulkStoreClientStream = runtime.ClientStreamingClient[*bulkv1.StoreRequest, *bulkv1.StoreResponse]
 
+// BulkAppendServerStream is the node's side of Append.
+type BulkAppendServerStream = runtime.ClientStreamingServer[*bulkv1.AppendRequest]
+
+// BulkAppendClientStream is the caller's side of Append.
+type BulkAppendClientStream = runtime.ClientStreamingClient[*bulkv1.AppendRequest, *bulkv1.AppendResponse]
+
+// BulkReadServerStream is the node's side of Read.
+type BulkReadServerStream = runtime.ServerStreamingServer[*bulkv1.ReadResponse]
+
+// BulkReadClientStream is the caller's side of Read.
+type BulkReadClientStream = runtime.ServerStreamingClient[*bulkv1.ReadResponse]
+
 // UnimplementedBulkNode returns an error with the code Unimplemented from every method. A node that
 // embeds it still compiles when the schema gets another method.
 type UnimplementedBulkNode struct{}
@@ -87,6 +140,16 @@ type UnimplementedBulkNode struct{}
 // Store returns an error with the code Unimplemented.
 func (UnimplementedBulkNode) Store(context.Context, BulkStoreServerStream) (*bulkv1.StoreResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "bulk.v1.Bulk/Store is not implemented")
+}
+
+// Append returns an error with the code Unimplemented.
+func (UnimplementedBulkNode) Append(context.Context, BulkAppendServerStream) (*bulkv1.AppendResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "bulk.v1.Bulk/Append is not implemented")
+}
+
+// Read returns an error with the code Unimplemented.
+func (UnimplementedBulkNode) Read(context.Context, *bulkv1.ReadRequest, BulkReadServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "bulk.v1.Bulk/Read is not implemented")
 }
 
 // BulkType returns the node type "bulk", whose nodes setup makes. Setup is called once for each
@@ -125,6 +188,16 @@ func (h *Bulk) String() string {
 // Store writes a content into the memory, and computes its checksum.
 func (h *Bulk) Store(ctx context.Context) (BulkStoreClientStream, error) {
 	return runtime.GeneratedCall[*bulkv1.StoreRequest, *bulkv1.StoreResponse](0).ClientStream(ctx, h.ref)
+}
+
+// Append writes parts into the memory, from its beginning, and again when its end is reached.
+func (h *Bulk) Append(ctx context.Context) (BulkAppendClientStream, error) {
+	return runtime.GeneratedCall[*bulkv1.AppendRequest, *bulkv1.AppendResponse](1).ClientStream(ctx, h.ref)
+}
+
+// Read sends the memory part by part, again and again, until the caller ends the stream.
+func (h *Bulk) Read(ctx context.Context, req *bulkv1.ReadRequest) (BulkReadClientStream, error) {
+	return runtime.GeneratedCall[*bulkv1.ReadRequest, *bulkv1.ReadResponse](2).ServerStream(ctx, h.ref, req)
 }
 
 // CreateBulk creates a node of the type "bulk" under parent and blocks until it is set up.
