@@ -49,7 +49,7 @@ func few(files map[string]int64) bool { return len(files) <= 1+heldVersions+1 }
 func (s *system) push(p *process, o order) <-chan uint64 {
 	c := make(chan uint64, 1)
 	o.Do = "push"
-	answered := p.begin(o)
+	answered := p.Begin(o)
 	go func() {
 		a := <-answered
 		a.Event, a.Tag, a.Token = pushedEvent, o.Tag, o.Token
@@ -69,7 +69,7 @@ func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
 	pusher := s.machine(home)
 	all := s.machines(names(8)...)
 	for _, p := range all {
-		p.must(order{Do: "read", Tag: "w"})
+		p.Must(order{Do: "read", Tag: "w"})
 	}
 	token := uint64(0)
 	broadcast := func() <-chan uint64 {
@@ -120,7 +120,7 @@ func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
 		t.Logf("round %d: seven of eight have the next one after %v", round, time.Since(begin))
 
 		again := s.machine(dead.machine)
-		again.must(order{Do: "read", Tag: "w"})
+		again.Must(order{Do: "read", Tag: "w"})
 		s.history.await(limit+proctest.Patience, "a machine that came back does not catch up", s.history.haveSeen("w", id, again))
 		all[0] = again
 		for _, name := range names(8) {
@@ -129,7 +129,7 @@ func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
 	}
 
 	all[0].Kill()
-	answer := pusher.eventually(5*time.Second, order{Do: "officers"}, func(a answer) bool {
+	answer := pusher.Eventually(5*time.Second, order{Do: "officers"}, func(a answer) bool {
 		return a.Error != "" || len(a.Machines) == len(all) // with the captain's machine
 	}, "a dead machine's officer is still listed")
 	assert.Empty(t, answer.Error)
@@ -142,15 +142,15 @@ func TestPushNamesTheMachinesThatLackIt(t *testing.T) {
 	pusher := s.machine(home)
 	all := s.machines(names(3)...)
 	for _, p := range all {
-		p.eventually(proctest.Patience, order{Do: "officer"}, func(a answer) bool { return a.PID == p.PID() }, "no officer")
+		p.Eventually(proctest.Patience, order{Do: "officer"}, func(a answer) bool { return a.PID == p.PID() }, "no officer")
 	}
-	a := pusher.must(order{Do: "push", Tag: "w", Token: 1, Size: 1 << 20, Wait: "all"})
+	a := pusher.Must(order{Do: "push", Tag: "w", Token: 1, Size: 1 << 20, Wait: "all"})
 	for _, p := range all {
-		require.Equal(t, a.Version, p.must(order{Do: "id", Tag: "w", Milliseconds: 100}).Version, "a push that waits for all returned before %s had it", p.Name)
+		require.Equal(t, a.Version, p.Must(order{Do: "id", Tag: "w", Milliseconds: 100}).Version, "a push that waits for all returned before %s had it", p.Name)
 	}
 	all[1].Stop()
 	begin := time.Now()
-	lacking := pusher.do(order{Do: "push", Tag: "w", Token: 2, Size: 1 << 20, Wait: "all", Milliseconds: 2000})
+	lacking := pusher.Do(order{Do: "push", Tag: "w", Token: 2, Size: 1 << 20, Wait: "all", Milliseconds: 2000})
 	took := time.Since(begin)
 	all[1].Resume()
 	require.Less(t, took, 3*time.Second)
@@ -159,11 +159,11 @@ func TestPushNamesTheMachinesThatLackIt(t *testing.T) {
 	require.Equal(t, a.Version+1, lacking.Version, "the version was pushed")
 	require.Contains(t, lacking.Error, all[1].machine)
 	for _, p := range all {
-		p.eventually(proctest.Patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version == lacking.Version }, "the version does not arrive")
+		p.Eventually(proctest.Patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version == lacking.Version }, "the version does not arrive")
 	}
 	// More than half have it.
 	all[2].Stop()
-	quorum := pusher.do(order{Do: "push", Tag: "w", Token: 3, Size: 1 << 20, Wait: "quorum"})
+	quorum := pusher.Do(order{Do: "push", Tag: "w", Token: 3, Size: 1 << 20, Wait: "quorum"})
 	all[2].Resume()
 	require.Empty(t, quorum.Error)
 }
@@ -175,7 +175,7 @@ func TestSecondProcessTakesOver(t *testing.T) {
 	s := newSystem(t)
 	pusher := s.machine(home)
 	first := s.machine("one")
-	first.must(order{Do: "read", Tag: "w"})
+	first.Must(order{Do: "read", Tag: "w"})
 	token := uint64(0)
 	broadcast := func() <-chan uint64 {
 		token++
@@ -184,10 +184,10 @@ func TestSecondProcessTakesOver(t *testing.T) {
 	id := <-broadcast()
 	require.NotZero(t, id)
 	s.history.await(proctest.Patience, "a machine does not see a version", s.history.haveSeen("w", id, first))
-	first.eventually(proctest.Patience, order{Do: "officer"}, func(a answer) bool { return a.PID == first.PID() }, "the first process has no officer")
+	first.Eventually(proctest.Patience, order{Do: "officer"}, func(a answer) bool { return a.PID == first.PID() }, "the first process has no officer")
 	for round := range 4 {
 		second := s.machine("one")
-		second.must(order{Do: "read", Tag: "w"})
+		second.Must(order{Do: "read", Tag: "w"})
 		s.history.await(proctest.Patience, "the second process does not see what the first has", s.history.haveSeen("w", id, second))
 		answered := broadcast()
 		proctest.Pause(time.Duration(r.IntN(30)) * time.Millisecond)
@@ -202,7 +202,7 @@ func TestSecondProcessTakesOver(t *testing.T) {
 		s.history.await(2*time.Second+slow, "the second process has not taken over within two seconds", s.history.haveSeen("w", id, second))
 		t.Logf("round %d: the second process has the version after %v", round, time.Since(begin))
 		s.awaitFiles("one", 5*time.Second, "the dead process's files are left", few)
-		second.eventually(5*time.Second, order{Do: "officer"}, func(a answer) bool { return a.PID == second.PID() }, "the captain does not know the next officer")
+		second.Eventually(5*time.Second, order{Do: "officer"}, func(a answer) bool { return a.PID == second.PID() }, "the captain does not know the next officer")
 		first = second
 	}
 }

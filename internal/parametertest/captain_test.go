@@ -21,14 +21,14 @@ func TestAcknowledgedPushesSurviveKillsOfTheCaptain(t *testing.T) {
 	sizes := [][]int{{1000}, {300 << 10, 100, 70 << 10}, {2 << 20, 3 << 20}}
 	for _, p := range all[1:] {
 		for _, tag := range tags {
-			p.must(order{Do: "read", Tag: tag})
+			p.Must(order{Do: "read", Tag: tag})
 		}
 	}
 	// Pushers are processes of their own, so that the readers go on when they are stopped.
 	pushers := s.machines(home, "one", "two")
 	for round := range *kills {
 		for i, p := range pushers {
-			p.must(order{Do: "churn", Tag: tags[i], Token: uint64(round*len(tags) + i + 1), Sizes: sizes[i]})
+			p.Must(order{Do: "churn", Tag: tags[i], Token: uint64(round*len(tags) + i + 1), Sizes: sizes[i]})
 		}
 		// least waits until each tag has so many more pushes.
 		least := func(more int, what string) {
@@ -54,20 +54,20 @@ func TestAcknowledgedPushesSurviveKillsOfTheCaptain(t *testing.T) {
 			proctest.Kill(t, victim)
 			least(2, "pushes do not succeed after the captain's restart")
 			for _, p := range pushers {
-				p.must(order{Do: "stop"})
+				p.Must(order{Do: "stop"})
 			}
 		} else { // nothing is pushed any more: the next life has only what was acknowledged
 			proctest.Kill(t, victim)
 			for _, p := range pushers {
-				p.must(order{Do: "stop"})
+				p.Must(order{Do: "stop"})
 			}
 		}
 		for _, tag := range tags {
 			acknowledged := s.history.acknowledged(tag)
 			enough := func(a answer) bool { return a.Error == "" && a.Version >= acknowledged }
 			for _, p := range all {
-				p.eventually(proctest.Patience, order{Do: "meta", Tag: tag}, enough, "the captain has lost an acknowledged version")
-				a := p.eventually(proctest.Patience, order{Do: "pull", Tag: tag}, enough, "an acknowledged version is lost")
+				p.Eventually(proctest.Patience, order{Do: "meta", Tag: tag}, enough, "the captain has lost an acknowledged version")
+				a := p.Eventually(proctest.Patience, order{Do: "pull", Tag: tag}, enough, "an acknowledged version is lost")
 				s.history.is(p.Name, tag, a.Version, a.Token)
 			}
 		}
@@ -134,15 +134,15 @@ func TestAcknowledgedVersionSurvivesTheCaptain(t *testing.T) {
 			for _, tag := range tags {
 				for _, p := range all {
 					is := func(a answer) bool { return a.Version == pushed[tag] }
-					p.eventually(proctest.Patience, order{Do: "meta", Tag: tag}, is, "the captain has lost an acknowledged version")
-					a := p.eventually(proctest.Patience, order{Do: "pull", Tag: tag}, is, "an acknowledged version is lost")
+					p.Eventually(proctest.Patience, order{Do: "meta", Tag: tag}, is, "the captain has lost an acknowledged version")
+					a := p.Eventually(proctest.Patience, order{Do: "pull", Tag: tag}, is, "an acknowledged version is lost")
 					s.history.is(p.Name, tag, a.Version, a.Token)
 				}
 				token++
 				next := <-s.push(all[0], order{Tag: tag, Token: token, Size: 1000})
 				require.Equal(t, pushed[tag]+1, next, "%v", s.history.failures)
 			}
-			all[0].eventually(proctest.Patience, order{Do: "officers"}, func(a answer) bool {
+			all[0].Eventually(proctest.Patience, order{Do: "officers"}, func(a answer) bool {
 				return len(a.Machines) == len(c.machines)
 			}, "a machine has no officer below the captain's next incarnation")
 		})

@@ -59,7 +59,7 @@ func serveMachine() error {
 		held: make(map[string]*ps.Parameters),
 	}
 	m.quiet()
-	m.tell(answer{Event: "serving", PID: os.Getpid()})
+	m.tell(answer{Event: proctest.Serving, PID: os.Getpid()})
 	var orders sync.WaitGroup
 	err = proctest.Lines(os.Stdin, func(o order) {
 		orders.Go(func() { m.execute(o) })

@@ -23,20 +23,20 @@ func TestVersionsOfKilledReaderAreFreed(t *testing.T) {
 			push := func(token uint64) {
 				id = <-s.push(pusher, order{Tag: "w", Token: token, Size: 1 << 20})
 				require.NotZero(t, id)
-				officer.eventually(proctest.Patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
+				officer.Eventually(proctest.Patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
 			}
 			push(1)
-			reader.eventually(proctest.Patience, order{Do: "pull", Tag: "w", Hold: "first"}, func(a answer) bool { return a.Version == 1 }, "no version")
+			reader.Eventually(proctest.Patience, order{Do: "pull", Tag: "w", Hold: "first"}, func(a answer) bool { return a.Version == 1 }, "no version")
 			for token := uint64(2); token < 10; token++ {
 				push(token)
 			}
-			a := reader.must(order{Do: "check", Hold: "first"})
+			a := reader.Must(order{Do: "check", Hold: "first"})
 			require.Equal(t, uint64(1), a.Token)
-			reader.must(order{Do: "pull", Tag: "w", Hold: "last"})
+			reader.Must(order{Do: "pull", Tag: "w", Hold: "last"})
 			reader.Kill()
 			push(10)
 			s.awaitFiles(machine, 5*time.Second, "what a dead reader held is not freed", few)
-			a = officer.must(order{Do: "pull", Tag: "w"})
+			a = officer.Must(order{Do: "pull", Tag: "w"})
 			require.Equal(t, id, a.Version)
 			require.Equal(t, uint64(10), a.Token)
 		})
@@ -56,7 +56,7 @@ func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 			for round := range 4 {
 				victim := s.machine(machine)
 				// What it pushes may be accepted just before its death.
-				answered := victim.begin(order{Do: "push", Tag: "w", Token: uint64(100 + round), Size: 4 * large})
+				answered := victim.Begin(order{Do: "push", Tag: "w", Token: uint64(100 + round), Size: 4 * large})
 				if round%2 == 0 {
 					begin := time.Now()
 					for !hasLarge(s.files(machine), ".draft") && time.Since(begin) < 2*time.Second {
@@ -73,7 +73,7 @@ func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 				id := <-s.push(other, order{Tag: "w", Token: uint64(10 + round), Size: 1000})
 				require.NotZero(t, id, "a push after that of a dead pusher fails: %v", s.history.failures)
 				for _, p := range []*process{other, witness} {
-					a := p.eventually(proctest.Patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
+					a := p.Eventually(proctest.Patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
 					require.Equal(t, id, a.Version)
 					require.Equal(t, uint64(10+round), a.Token)
 				}
@@ -81,7 +81,7 @@ func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 			// A draft that was never published is gone, and what was accepted is overtaken.
 			for token := uint64(200); token < 200+heldVersions+2; token++ {
 				id := <-s.push(other, order{Tag: "w", Token: token, Size: 1000})
-				witness.eventually(proctest.Patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
+				witness.Eventually(proctest.Patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
 			}
 			for _, name := range []string{home, machine} {
 				s.awaitFiles(name, 5*time.Second, "a dead pusher's draft is left", func(files map[string]int64) bool {
@@ -102,14 +102,14 @@ func TestStoppedPusherDoesNotHoldUpOthers(t *testing.T) {
 			witness := s.machine(machine)
 			for round := range 3 {
 				victim := s.machine(machine)
-				answered := victim.begin(order{Do: "push", Tag: "w", Token: uint64(100 + round), Size: 4 * large})
+				answered := victim.Begin(order{Do: "push", Tag: "w", Token: uint64(100 + round), Size: 4 * large})
 				proctest.Pause(time.Duration(r.IntN(200)) * time.Millisecond)
 				victim.Stop()
 				begin := time.Now()
 				id := <-s.push(other, order{Tag: "w", Token: uint64(10 + round), Size: 1 << 20})
 				require.NotZero(t, id, "%v", s.history.failures)
 				require.Less(t, time.Since(begin), chunkTimeout+time.Second+slow, "a stopped pusher holds up another")
-				witness.eventually(chunkTimeout+time.Second+slow, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a stopped pusher holds up readers")
+				witness.Eventually(chunkTimeout+time.Second+slow, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a stopped pusher holds up readers")
 				victim.Resume()
 				a := <-answered
 				t.Logf("round %d: the push of the stopped process took %d ms: version %d %s", round, a.Milliseconds, a.Version, a.Error)

@@ -1,16 +1,12 @@
 package parametertest
 
 import (
-	"encoding/json"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -33,14 +29,10 @@ const home = "home"
 
 // process is a process that executes orders.
 type process struct {
-	*proctest.Process
+	*proctest.Worker[order, answer]
 
 	t       *testing.T
 	machine string
-
-	mu      sync.Mutex // guards the fields below, and writes to the input
-	next    int
-	waiting map[int]chan answer
 }
 
 // newSystem starts a Brain, and returns when its captain is up.
@@ -80,7 +72,7 @@ func (s *system) data(machine string) string { return filepath.Join(s.dir, machi
 func (s *system) machine(name string) *process {
 	s.t.Helper()
 	p := s.joiner(name)
-	p.must(order{Do: "open"})
+	p.Must(order{Do: "open"})
 	return p
 }
 
@@ -92,7 +84,7 @@ func (s *system) machines(names ...string) []*process {
 		all[i] = s.joiner(name)
 	}
 	for _, p := range all {
-		p.must(order{Do: "open"})
+		p.Must(order{Do: "open"})
 	}
 	return all
 }
@@ -100,92 +92,13 @@ func (s *system) machines(names ...string) []*process {
 // joiner starts a process on a machine.
 func (s *system) joiner(name string) *process {
 	s.t.Helper()
-	p := &process{t: s.t, machine: name, waiting: make(map[int]chan answer)}
-	serving := make(chan struct{})
-	p.Process = proctest.Start(s.t, s.command(machineRole, name), func(child *proctest.Process, out io.Reader) {
-		child.Name = fmt.Sprintf("%s(%d)", name, child.PID())
-		_ = proctest.Lines(out, func(a answer) {
-			switch {
-			case a.ID != 0:
-				p.mu.Lock()
-				c := p.waiting[a.ID]
-				delete(p.waiting, a.ID)
-				p.mu.Unlock()
-				c <- a
-			case a.Event == "serving":
-				close(serving)
-			default:
-				s.history.add(child.Name, a)
-			}
-		})
-	})
-	select {
-	case <-serving:
-	case <-p.Ended():
-		require.NoError(s.t, p.Err(), "%s ended", p.Name)
-	case <-time.After(proctest.Patience):
-		require.Fail(s.t, "a process does not serve", p.Name)
-	}
-	return p
-}
-
-// begin gives an order, whose answer is received later.
-func (p *process) begin(o order) <-chan answer {
-	c := make(chan answer, 1)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.next++
-	o.ID = p.next
-	p.waiting[o.ID] = c
-	line, err := json.Marshal(o)
-	if err == nil {
-		_, err = p.Input.Write(append(line, '\n'))
-	}
-	if err != nil {
-		c <- answer{Error: fmt.Sprintf("%s takes no orders: %v", p.Name, err), Code: "dead"}
-	}
-	return c
-}
-
-// do gives an order, and returns the answer.
-func (p *process) do(o order) answer {
-	select {
-	case a := <-p.begin(o):
-		return a
-	case <-p.Ended():
-		return answer{Error: p.Name + " has ended", Code: "dead"}
-	case <-time.After(proctest.Patience + 5*time.Second):
-		return answer{Error: fmt.Sprintf("%s did not answer the order to %s", p.Name, o.Do), Code: "silent"}
-	}
-}
-
-// must gives an order that must succeed.
-func (p *process) must(o order) answer {
-	p.t.Helper()
-	a := p.do(o)
-	require.Empty(p.t, a.Error, "%s: %s %s", p.Name, o.Do, o.Tag)
-	return a
-}
-
-// eventually repeats an order until its answer is as expected.
-func (p *process) eventually(limit time.Duration, o order, ok func(answer) bool, what string) answer {
-	p.t.Helper()
-	var a answer
-	begin := time.Now()
-	for time.Since(begin) < limit {
-		if a = p.do(o); ok(a) {
-			return a
-		}
-		proctest.Pause(proctest.Poll)
-	}
-	require.Fail(p.t, what, "%s: %s %s, within %v; at last: %+v", p.Name, o.Do, o.Tag, limit, a)
-	return a
+	return &process{t: s.t, machine: name, Worker: proctest.StartWorker[order](s.t, name, s.command(machineRole, name), s.history.add)}
 }
 
 // captain returns the process of the captain, as the machine sees it.
 func (p *process) captain() int {
 	p.t.Helper()
-	return p.eventually(proctest.Patience, order{Do: "captain"}, func(a answer) bool { return a.Error == "" && a.PID != 0 }, "no captain").PID
+	return p.Eventually(proctest.Patience, order{Do: "captain"}, func(a answer) bool { return a.Error == "" && a.PID != 0 }, "no captain").PID
 }
 
 // files returns the sizes of the files of parameters on a machine, by path.

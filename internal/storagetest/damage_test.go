@@ -61,19 +61,19 @@ func TestDamagedStoreIsNotOpened(t *testing.T) {
 	s.silent = true // the processes log what is damaged
 	p := s.worker()
 	dir := filepath.Join(s.dir, "store")
-	create := func(dir string) answer { return p.do(order{Do: "create", Durability: "async", Directory: dir}) }
+	create := func(dir string) answer { return p.Do(order{Do: "create", Durability: "async", Directory: dir}) }
 	// The store has been opened several times, and ended in both ways.
 	var last uint64
 	for life := range 3 {
 		a := create(dir)
 		require.Empty(t, a.Error)
 		for i := range keys {
-			last = p.must(order{Do: "put", Storage: a.Path, Key: fmt.Sprint("key/", i), Value: fmt.Sprint(life, "/", i), Size: 100}).Write
+			last = p.Must(order{Do: "put", Storage: a.Path, Key: fmt.Sprint("key/", i), Value: fmt.Sprint(life, "/", i), Size: 100}).Write
 		}
 		if life == 1 {
-			proctest.Kill(t, p.must(order{Do: "info", Storage: a.Path}).PID)
+			proctest.Kill(t, p.Must(order{Do: "info", Storage: a.Path}).PID)
 		} else {
-			p.must(order{Do: "end", Storage: a.Path})
+			p.Must(order{Do: "end", Storage: a.Path})
 		}
 	}
 	files := dataFiles(t, dir)
@@ -89,14 +89,14 @@ func TestDamagedStoreIsNotOpened(t *testing.T) {
 			require.Equal(t, "data_loss", a.Code, "%s: %s", what, a.Error)
 		} else {
 			opened = true
-			state := p.must(order{Do: "state", Storage: a.Path})
+			state := p.Must(order{Do: "state", Storage: a.Path})
 			require.Equal(t, last, state.Last, "%s: writes are lost, and the storage starts", what)
 			require.Len(t, state.Read.Entries, keys, "%s: keys are lost, and the storage starts", what)
 			for _, e := range state.Read.Entries {
 				want := "2" + strings.TrimPrefix(e.Key, "key") + strings.Repeat(".", 100)
 				require.Equal(t, want, e.Value, "%s: %s has another value, and the storage starts", what, e.Key)
 			}
-			p.must(order{Do: "end", Storage: a.Path})
+			p.Must(order{Do: "end", Storage: a.Path})
 		}
 		require.NoError(t, os.RemoveAll(damaged))
 		return opened
@@ -140,15 +140,15 @@ func TestDirectoryIsOfOneStorage(t *testing.T) {
 	dir := filepath.Join(s.dir, "store")
 	create := order{Do: "create", Durability: "async", Directory: dir}
 	for _, kill := range []bool{false, true, false} {
-		first := p.must(create)
-		pid := p.must(order{Do: "info", Storage: first.Path}).PID
-		second := p.do(create)
+		first := p.Must(create)
+		pid := p.Must(order{Do: "info", Storage: first.Path}).PID
+		second := p.Do(create)
 		require.Contains(t, second.Error, dir)
 		require.Contains(t, second.Error, strconv.Itoa(pid), "the error does not name the process that uses the directory")
 		if kill {
 			proctest.Kill(t, pid)
 		} else {
-			p.must(order{Do: "end", Storage: first.Path})
+			p.Must(order{Do: "end", Storage: first.Path})
 		}
 	}
 }

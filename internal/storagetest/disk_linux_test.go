@@ -52,11 +52,11 @@ func TestFullDiskFailsWritesOnly(t *testing.T) {
 			s.silent = true // the process logs that the disk is full
 			disk := s.smallDisk(64)
 			p := s.worker()
-			path := p.must(order{Do: "create", Durability: durability, Directory: filepath.Join(disk, "store")}).Path
+			path := p.Must(order{Do: "create", Durability: durability, Directory: filepath.Join(disk, "store")}).Path
 			stored := make(map[string]answer)
 			last := uint64(0)
 			put := func(key string) answer {
-				a := p.do(order{Do: "put", Storage: path, Key: key, Value: key, Size: 64 << 10})
+				a := p.Do(order{Do: "put", Storage: path, Key: key, Value: key, Size: 64 << 10})
 				if a.Error == "" {
 					require.Greater(t, a.Write, last, "ids do not grow")
 					last = a.Write
@@ -67,7 +67,7 @@ func TestFullDiskFailsWritesOnly(t *testing.T) {
 			check := func() {
 				t.Helper()
 				for key, put := range stored {
-					a := p.must(order{Do: "get", Storage: path, Key: key})
+					a := p.Must(order{Do: "get", Storage: path, Key: key})
 					require.Equal(t, put.Write, a.Write, "the id of %s", key)
 					require.Regexp(t, "^"+key+`\.+$`, a.Text)
 				}
@@ -83,21 +83,21 @@ func TestFullDiskFailsWritesOnly(t *testing.T) {
 				}
 				require.Regexp(t, "no space left|disk.* full", failed.Error, "a write to a full disk")
 				require.Contains(t, []string{"unavailable", "resource_exhausted"}, failed.Code)
-				a := p.eventually(proctest.Patience, order{Do: "get", Storage: path, Key: key}, func(a answer) bool { return a.Error != "" }, "a failed write is shown")
+				a := p.Eventually(proctest.Patience, order{Do: "get", Storage: path, Key: key}, func(a answer) bool { return a.Error != "" }, "a failed write is shown")
 				require.Equal(t, "not_found", a.Code, a.Error)
-				a = p.must(order{Do: "status", Storage: path})
+				a = p.Must(order{Do: "status", Storage: path})
 				require.NotEmpty(t, a.Failure, "the state does not say that writes fail")
 				check()
 				require.NoError(t, os.Remove(filler))
-				p.eventually(proctest.Patience, order{Do: "put", Storage: path, Key: "probe", Value: "probe"}, func(a answer) bool {
+				p.Eventually(proctest.Patience, order{Do: "put", Storage: path, Key: "probe", Value: "probe"}, func(a answer) bool {
 					last = max(last, a.Write)
 					return a.Error == ""
 				}, "writes do not go on when there is room")
-				require.Empty(t, p.must(order{Do: "status", Storage: path}).Failure)
+				require.Empty(t, p.Must(order{Do: "status", Storage: path}).Failure)
 				check()
 			}
-			proctest.Kill(t, p.must(order{Do: "info", Storage: path}).PID)
-			path = p.eventually(proctest.Patience, order{Do: "create", Durability: durability, Directory: filepath.Join(disk, "store")}, func(a answer) bool {
+			proctest.Kill(t, p.Must(order{Do: "info", Storage: path}).PID)
+			path = p.Eventually(proctest.Patience, order{Do: "create", Durability: durability, Directory: filepath.Join(disk, "store")}, func(a answer) bool {
 				return a.Error == ""
 			}, "the storage does not start again").Path
 			check()

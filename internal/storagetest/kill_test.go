@@ -35,12 +35,12 @@ func newLoad(t *testing.T, durability string) *load {
 	l := &load{system: s, writing: s.workers(processes), watching: s.workers(2)}
 	l.before = s.usage(l.watching[0].storage())
 	for _, p := range append(l.writing, l.watching...) {
-		p.must(order{Do: "read"})
+		p.Must(order{Do: "read"})
 	}
 	for _, p := range l.watching {
 		for _, prefix := range []string{"", "batch/", "counter/1"} {
-			p.must(order{Do: "watch", Key: prefix})
-			p.must(order{Do: "watch by the client", Key: prefix})
+			p.Must(order{Do: "watch", Key: prefix})
+			p.Must(order{Do: "watch by the client", Key: prefix})
 		}
 	}
 	return l
@@ -55,7 +55,7 @@ func (l *load) write() {
 		for n := range writers / processes {
 			o.Writers = append(o.Writers, i*writers/processes+n)
 		}
-		p.must(o)
+		p.Must(o)
 	}
 }
 
@@ -63,7 +63,7 @@ func (l *load) write() {
 func (l *load) quiet() {
 	l.t.Helper()
 	for _, p := range l.writing {
-		p.must(order{Do: "stop writers"})
+		p.Must(order{Do: "stop writers"})
 	}
 }
 
@@ -72,10 +72,10 @@ func (l *load) finish() {
 	l.t.Helper()
 	l.quiet()
 	reader := l.watching[0]
-	a := reader.eventually(proctest.Patience, order{Do: "state"}, func(a answer) bool { return a.Error == "" }, "the storage cannot be read")
+	a := reader.Eventually(proctest.Patience, order{Do: "state"}, func(a answer) bool { return a.Error == "" }, "the storage cannot be read")
 	l.history.finish(a.Read.Entries, a.Last)
 	for _, p := range append(l.writing, l.watching...) {
-		p.must(order{Do: "stop others"})
+		p.Must(order{Do: "stop others"})
 	}
 	l.checkUsage()
 }

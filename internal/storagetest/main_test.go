@@ -94,6 +94,30 @@ type answer struct {
 	Text string `json:"text,omitempty"`
 }
 
+// Numbered returns the order with a number.
+func (o order) Numbered(id int) order {
+	o.ID = id
+	return o
+}
+
+// String says what is to be done.
+func (o order) String() string { return o.Do }
+
+// Number is that of the order.
+func (a answer) Number() int { return a.ID }
+
+// What is the event.
+func (a answer) What() string { return a.Event }
+
+// Err is the text of the error.
+func (a answer) Err() string { return a.Error }
+
+// Failed returns an answer with an error.
+func (a answer) Failed(code, text string) answer {
+	a.Code, a.Error = code, text
+	return a
+}
+
 // Events of workers.
 const (
 	attemptEvent = "attempt"

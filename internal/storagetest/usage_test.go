@@ -116,7 +116,7 @@ func TestUsageCountsWhatIsOpen(t *testing.T) {
 	require.Positive(t, before.goroutines)
 	require.Positive(t, before.locks, "the lock of the directory")
 	for range 5 {
-		p.must(order{Do: "watch", Key: ""})
+		p.Must(order{Do: "watch", Key: ""})
 	}
 	for begin := time.Now(); s.usage(pid).goroutines < before.goroutines+5; proctest.Pause(proctest.Poll) {
 		require.Less(t, time.Since(begin), proctest.Patience, "watchers are not counted")

@@ -67,7 +67,7 @@ func serveWorker() error {
 		return err
 	}
 	w := &worker{rt: rt, handles: make(map[string]*storagev1raylink.Storage)}
-	w.tell(answer{Event: "serving", PID: os.Getpid()})
+	w.tell(answer{Event: proctest.Serving, PID: os.Getpid()})
 	var orders sync.WaitGroup
 	err = proctest.Lines(os.Stdin, func(o order) {
 		orders.Go(func() { w.execute(o) })
