@@ -351,6 +351,9 @@ func (w *TypedWriter[C]) appendLarge(ctx context.Context, wait bool) error {
 	if err := w.fillBatch(); err != nil {
 		return err
 	}
+	if w.inPlace != nil {
+		w.inPlace.DropReserved() // so that the numbers of later rows are higher than those of these
+	}
 	_, err := w.head.write(ctx, w.batch.rows, wait)
 	w.sequences, w.wrote = w.batch.Sequences(), w.head.wrote
 	if uint64(w.n)*rowSize(w.typed.client.layout) > maxChunk { //nolint:gosec // positive

@@ -431,3 +431,22 @@ func checkElements[T ring.Element](t *testing.T, rows Rows, names ...string) {
 		require.Len(t, values, 1)
 	}
 }
+
+// Sequence numbers of a writer increase, and so its items can have rows of writes of any size.
+func TestSequenceNumbersOfAWriterIncrease(t *testing.T) {
+	typedBothWays(t, 10_000, func(t *testing.T, p *Typed[pointColumns], _ *Client) {
+		w := pointWriter(t, p)
+		last := int64(-1)
+		for i := range 200 {
+			n := 1 + i%3
+			if i%17 == 16 {
+				n = p.client.layout.MaxTogether() + 1
+			}
+			require.NoError(t, w.Append(t.Context(), n, func(rows *pointColumns) { clear(rows.N) }))
+			for _, s := range w.Sequences() {
+				require.Greater(t, int64(s), last, "write %d, of %d rows", i, n)
+				last = int64(s)
+			}
+		}
+	})
+}

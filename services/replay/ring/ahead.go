@@ -83,3 +83,7 @@ func (k *ahead) keep(a *allocator) {
 
 // drop leaves the positions unused.
 func (k *ahead) drop() { k.from, k.to, k.size = 0, 0, 1 }
+
+// DropReserved leaves the positions unused that were reserved for later writes. These then have
+// higher sequence numbers than all that other heads wrote until now.
+func (p *InPlace) DropReserved() { p.ahead.drop() }
