@@ -34,9 +34,11 @@ ABLATE ?=
 HOSTILE ?= 1s
 # Of test-mutants: a pattern for the names of those to run.
 MUTANTS ?=
-# Of test-soak: how long, how many kills of the parameter server, and what its choices follow from.
+# Of test-soak: how long, how many kills of the parameter server and of each storage (a fifth as
+# many of the replay), how many rows of the replay, and what its choices follow from.
 SOAK   ?= 30s
 KILLS  ?= 50
+ROWS   ?= 100000
 SEED   ?=
 # Flags of the benchmark: see bench/README.md.
 BENCH      ?=
@@ -92,14 +94,16 @@ test-hostile: ## attacks on a host, by frames and HTTP, with a bound on memory: 
 	$(GO) test -count=1 -timeout=10m -run='TestMemoryHeldForHostileCaller|TestMemoryHeldForHostileServer|TestPeerThatReadsLate' ./runtime/tunnel
 
 .PHONY: test-soak
-test-soak: ## three hosts under stress, the parameter server and the storage: make test-soak SOAK=10m KILLS=200; SEED=N chooses what happens
+test-soak: ## three hosts under stress, the parameter server, the storage and the replay: make test-soak SOAK=10m KILLS=200 ROWS=10000000; SEED=N chooses what happens
 	@race=; if $(GO) test -race -run='^$$' errors >/dev/null 2>&1; then race=-race; fi; \
 	echo "$(GO) test $$race ./internal/soak -soak=$(SOAK)"; \
 	$(GO) test $$race -count=1 -timeout=0 ./internal/soak -v -soak=$(SOAK) $(if $(SEED),-soak.seed=$(SEED)) && \
 	echo "$(GO) test $$race ./internal/parametertest -kills=$(KILLS)" && \
 	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/parametertest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED)) && \
 	echo "$(GO) test $$race ./internal/storagetest -kills=$(KILLS)" && \
-	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/storagetest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED))
+	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/storagetest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED)) && \
+	echo "$(GO) test $$race ./internal/replaytest -rows=$(ROWS)" && \
+	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/replaytest -v -rows=$(ROWS) -kills=$$(($(KILLS) / 5)) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint, buf lint and the rules of language

@@ -1,0 +1,105 @@
+package mutants
+
+// ofKilledReplays returns the mutants of the replay that take several processes: one for each of
+// the promises that the checker checks.
+func ofKilledReplays() []Mutant {
+	const (
+		ring    = "services/replay/ring/"
+		table   = "services/replay/internal/table/"
+		service = "services/replay/"
+	)
+	rows := []struct {
+		name, file, function, original, mutated, prints string
+		// args are those of the test, instead of a small number of rows and no kills of the node.
+		args []string
+	}{
+		{
+			name: "rows-are-read-while-they-are-written", file: ring + "word.go", function: "word.readable",
+			original: "w != 0 && w&writing == 0", mutated: "w != 0", prints: `torn row|another generation|panicked`,
+		},
+		{
+			name: "rows-are-readable-before-they-are-written", file: ring + "inplace.go", function: "InPlace.append",
+			original: "write(p.columns)", mutated: "p.publish(); write(p.columns)", prints: `torn row|another generation|panicked`,
+		},
+		{
+			name: "rows-of-a-panic-become-readable", file: ring + "inplace.go", function: "InPlace.append",
+			original: "p.abandon(inPlace)", mutated: "p.publish()", prints: `panicked`,
+		},
+		{
+			name: "rows-of-another-generation-are-read", file: ring + "at.go", function: "ReadHead.At",
+			original: "drawn[ahead].word.holds(sequence) &&", mutated: "true &&", prints: `foreign row|another generation`,
+		},
+		{
+			name: "items-lack-rows", file: service + "sampler.go", function: "Sampler.copyRows",
+			original: "gone[i/length] = true", mutated: "_ = i", prints: `is masked|foreign row|lacks rows|has no rows`,
+		},
+		{
+			name: "acknowledged-rows-are-lost", file: ring + "inplace.go", function: "InPlace.publish",
+			original: "range p.sequences", mutated: "range p.sequences[:(len(p.sequences)+3)*3/4]", prints: `an acknowledged row is lost`,
+		},
+		{
+			name: "acknowledged-items-are-lost", file: service + "tables.go", function: "node.table",
+			original: "t.Expire(oldest)", mutated: "t.Expire(oldest + n.ring.Layout().Capacity/2)", prints: `an acknowledged item is lost`,
+		},
+		{
+			name: "priorities-get-to-other-items", file: table + "table.go", function: "Table.Update",
+			original: "math.Abs(updated[i])", mutated: "math.Abs(updated[0])", prints: `priority of another one`,
+		},
+		{
+			name: "keys-find-the-next-item-of-their-place", file: table + "item.go", function: "slots.find",
+			original: "keyOf(number, slot) == key", mutated: "true", prints: `priority of another one`,
+		},
+		{
+			name: "items-leave-no-queue", file: table + "table.go", function: "Table.draw",
+			original: "t.remove(chosen[0].slot)", mutated: "_ = chosen", prints: `sampled twice|items were inserted`,
+		},
+		{
+			name: "rows-of-areas-are-overwritten", file: ring + "area.go", function: "Ring.survey",
+			original: "into < count", mutated: "into < count && false", prints: `in an area`,
+		},
+		{
+			name: "rows-of-dead-writers-stay-locked", file: ring + "writer.go", function: "WriteHead.lockSlot",
+			original: "abandoned && !r.knownDead(old.participant())", mutated: "abandoned", prints: `reservations are lost|hang`,
+		},
+		{
+			name: "stopped-writers-are-waited-for", file: ring + "writer.go", function: "WriteHead.lockSlot",
+			original: "abandoned && !r.knownDead(old.participant())",
+			mutated:  "abandoned { for !r.knownDead(old.participant()) && at.Load() == uint64(old) { runtime.Gosched() } }; if old != word(at.Load())",
+			prints:   `hang`, args: []string{"-rows=200000", "-stuck=5s"},
+		},
+		{
+			name: "samplers-wait-for-a-dead-node", file: service + "sampler.go", function: "Sampler.draw",
+			original: "s.drawSome(ctx, b, blocked); err != nil {",
+			mutated:  "s.drawSome(ctx, b, blocked); err != nil { if ctx.Err() == nil { continue }",
+			prints:   `get no errors within a second`, args: []string{"-rows=2000", "-kills=1"},
+		},
+	}
+	mutants := make([]Mutant, len(rows), len(rows)+2)
+	for i, r := range rows {
+		if r.args == nil {
+			r.args = []string{"-rows=40000", "-kills=0"}
+		}
+		mutants[i] = Mutant{
+			Name: "replay/kills/" + r.name,
+			Edit: Edit{File: r.file, Func: r.function, Original: r.original, Mutated: r.mutated},
+			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: r.prints,
+			Args: append([]string{failFast, "-test.count=3"}, r.args...),
+		}
+	}
+	return append(mutants, Mutant{
+		Name: "replay/kills/areas-of-dead-readers-are-held",
+		Edit: Edit{
+			File: ring + "area.go", Func: "Ring.reclaimDead",
+			Original: "case r.self != noParticipant:", Mutated: "case r.self == noParticipant:",
+		},
+		Also: []Edit{{File: ring + "participant.go", Func: "Ring.cleanUp", Original: "mark.participant() == index", Mutated: "mark == 0"}},
+		Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: `reservations are lost|hang`,
+		Args: []string{failFast, "-test.count=3", "-rows=80000", "-kills=0", "-stuck=10s"},
+	}, Mutant{
+		Name: "replay/large-writes-keep-reserved-numbers",
+		Edit: Edit{
+			File: service + "typed.go", Func: "TypedWriter.appendLarge", Original: "w.inPlace.DropReserved()", Mutated: "_ = w.inPlace",
+		},
+		Test: "TestSequenceNumbersOfAWriterIncrease",
+	})
+}

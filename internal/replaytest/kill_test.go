@@ -1,0 +1,288 @@
+package replaytest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
+)
+
+// checker kills, stops and continues the processes that use a replay.
+type checker struct {
+	*system
+
+	random *rand.Rand
+	// creator is the process whose child the replay is, and inspector the one that audits it.
+	creator, inspector *process
+	// actors write and read.
+	actors []*process
+	// path is that of the replay, pid its process, and life its number.
+	path string
+	pid  int
+	life uint64
+	// writers is the first id of the next writers.
+	writers uint64
+	// lost is how many items of the queue may have been lost with their readers in this life.
+	lost int
+	// written is how many rows processes have written that have ended, or tasks.
+	written int64
+}
+
+func writerTasks() []string { return []string{"rows", "items", "queue"} }
+func readerTasks() []string { return []string{"read", "per", "all", "consume", "starve"} }
+
+// newChecker starts two writers and two readers that map the ring, and one of each that goes
+// through the node.
+func newChecker(t *testing.T) *checker {
+	t.Helper()
+	chosen := *seed
+	if chosen == 0 {
+		chosen = rand.Uint64()
+	}
+	c := &checker{system: newSystem(t), random: proctest.Random(t, chosen), writers: 1 << 20}
+	c.history.seed = chosen
+	c.creator = c.actor("creator", actorRole)
+	c.inspector = c.actor("auditor", actorRole)
+	for _, role := range []string{actorRole, actorRole, remoteRole} {
+		c.actors = append(c.actors, c.actor("writer", role, writerTasks()...), c.actor("reader", role, readerTasks()...))
+	}
+	return c
+}
+
+// order returns the order that opens the replay, or starts the tasks of one that is open.
+func (c *checker) order(do string, p *process) order {
+	c.writers += 16
+	if len(p.tasks) == len(readerTasks()) {
+		c.lost += queueBatch
+	}
+	return order{Do: do, Path: c.path, Life: c.life, Tasks: p.tasks, First: c.writers, Seed: c.random.Uint64()}
+}
+
+// begin creates a replay, and lets all processes use it.
+func (c *checker) begin() {
+	c.t.Helper()
+	c.life++
+	c.lost = 0
+	require.NoError(c.t, os.Mkdir(c.directory(), 0o700))
+	a := c.creator.Must(order{Do: "create", Directory: c.directory()})
+	c.path, c.pid = a.Path, a.PID
+	c.history.didf("life %d: %s is process %d", c.life, c.path, c.pid)
+	c.inspector.Must(order{Do: "open", Path: c.path, Life: c.life})
+	for _, p := range c.actors {
+		p.Must(c.order("open", p))
+	}
+}
+
+// leave ends what uses the replay. dead is set if it is dead.
+func (c *checker) leave(dead bool) {
+	c.t.Helper()
+	do := "close"
+	if dead {
+		do = "leave"
+	}
+	for _, p := range append(c.actors, c.inspector) {
+		p.Must(order{Do: do})
+	}
+	c.history.check()
+}
+
+// rows returns how many rows were written.
+func (c *checker) rows() int64 {
+	c.history.mu.Lock()
+	defer c.history.mu.Unlock()
+	n := c.written
+	for _, counts := range c.history.counts {
+		n += counts["rows"]
+	}
+	return n
+}
+
+// forget counts the rows of tasks that have ended.
+func (c *checker) forget(processes ...*process) {
+	c.history.mu.Lock()
+	defer c.history.mu.Unlock()
+	for _, p := range processes {
+		c.written += c.history.counts[p.Name]["rows"]
+		delete(c.history.counts, p.Name)
+	}
+}
+
+// directory is that of the ring.
+func (c *checker) directory() string { return filepath.Join(c.rings(), strconv.FormatUint(c.life, 10)) }
+
+// pause waits for a random time.
+func (c *checker) pause(most time.Duration) {
+	proctest.Pause(time.Duration(c.random.Int64N(int64(most))))
+}
+
+// disturb kills, or stops and continues, a process at random.
+func (c *checker) disturb() {
+	c.t.Helper()
+	c.pause(30 * time.Millisecond)
+	i := c.random.IntN(len(c.actors))
+	p := c.actors[i]
+	kind := c.random.IntN(10)
+	switch {
+	case kind < 3:
+		c.kill(i)
+	case kind < 8:
+		c.history.didf("stop %s", p.Name)
+		p.Stop()
+		p.stopped = true
+		c.history.progress(fmt.Sprintf("while %s is stopped", p.Name), c.actors)
+		if kind < 5 {
+			c.lap()
+		} else {
+			c.pause(30 * time.Millisecond)
+		}
+		if kind == 7 {
+			c.kill(i)
+			break
+		}
+		c.history.didf("continue %s", p.Name)
+		p.Resume()
+		p.stopped = false
+	default:
+		c.history.didf("stop the replay, process %d", c.pid)
+		c.lost += queueBatch * len(c.actors)
+		proctest.Stop(c.t, c.pid)
+		var mapped []*process
+		for _, p := range c.actors {
+			if p.role == actorRole {
+				mapped = append(mapped, p)
+			}
+		}
+		c.history.progress("while the replay's process is stopped, though the ring is mapped", mapped, "rows", "read")
+		c.pause(300 * time.Millisecond)
+		c.history.didf("continue the replay")
+		proctest.Continue(c.t, c.pid)
+	}
+	c.history.progress("afterwards", c.actors)
+}
+
+// lap waits until the others have written a ring of rows, and so have met all that a stopped
+// process holds.
+func (c *checker) lap() {
+	c.t.Helper()
+	for until := c.rows() + capacity; c.rows() < until; {
+		c.history.progress("while others are stopped", c.actors, "rows")
+	}
+}
+
+// kill kills an actor, and starts another one.
+func (c *checker) kill(i int) {
+	c.t.Helper()
+	p := c.actors[i]
+	c.history.didf("kill %s", p.Name)
+	p.Kill()
+	c.forget(p)
+	name := "writer"
+	if len(p.tasks) == len(readerTasks()) {
+		name = "reader"
+	}
+	again := c.actor(name, p.role, p.tasks...)
+	again.Must(c.order("open", again))
+	c.actors[i] = again
+	c.history.didf("%s takes its place", again.Name)
+}
+
+// quiet ends all tasks: first those that write, whose items may wait for those that read.
+func (c *checker) quiet() {
+	c.t.Helper()
+	for _, tasks := range []int{len(writerTasks()), len(readerTasks())} {
+		for _, p := range c.actors {
+			if len(p.tasks) == tasks {
+				p.Must(order{Do: "quiet"})
+			}
+		}
+	}
+	c.forget(c.actors...)
+}
+
+// audit compares the replay with the records.
+func (c *checker) audit() {
+	c.t.Helper()
+	c.quiet()
+	c.history.check()
+	a := c.inspector.Must(order{Do: "audit", Lost: c.lost})
+	c.history.didf("audit: %s", a.Text)
+	c.t.Logf("life %d: %d rows written; %s", c.life, c.rows(), a.Text)
+	require.Empty(c.t, a.Faults)
+}
+
+// killReplay kills the replay's process while it is in use. All that wait for it get errors.
+func (c *checker) killReplay() {
+	c.t.Helper()
+	c.history.mu.Lock()
+	before := c.history.released
+	c.history.mu.Unlock()
+	c.history.didf("kill the replay, process %d", c.pid)
+	proctest.Kill(c.t, c.pid)
+	c.history.await(time.Second+slow, "calls that wait get no errors within a second of the death of the replay's process", func() bool {
+		return c.history.released >= before+len(c.actors)/2
+	})
+	c.leave(true)
+	c.forget(c.actors...)
+}
+
+// slow is added to the bounds of what must not take long: other tests use the processors too, and
+// with the race detector everything takes ten times as long.
+const slow = 10 * time.Second
+
+// disturbances is how many rows are written for each disturbance.
+const disturbances = 2500
+
+// Rows and items are written, read and sampled by several processes, which are killed, stopped and
+// continued at random, and so is the replay's.
+func TestReplaySurvivesKills(t *testing.T) {
+	c := newChecker(t)
+	lives := int64(*kills + 1)
+	for life := range lives {
+		c.begin()
+		c.history.progress("at the beginning", c.actors)
+		before := c.rows()
+		quota := (int64(*rows)*(life+1))/lives - before
+		for due := int64(0); c.rows()-before < quota; {
+			if c.rows()-before >= due {
+				c.disturb()
+				due += max(disturbances, quota/200)
+				continue
+			}
+			c.history.progress("between disturbances", c.actors)
+		}
+		c.audit()
+		if life < lives-1 {
+			for _, p := range c.actors {
+				p.Must(c.order("start", p))
+			}
+			c.history.progress("after the audit", c.actors)
+			c.killReplay()
+		}
+	}
+	c.finish()
+}
+
+// finish ends all processes, and checks that the ring is whole.
+func (c *checker) finish() {
+	c.t.Helper()
+	c.leave(false)
+	for _, p := range append(c.actors, c.inspector) {
+		p.End()
+	}
+	last := c.actor("last writer", actorRole)
+	last.Must(order{Do: "open", Path: c.path, Life: c.life})
+	a := last.Must(order{Do: "fill", First: 7})
+	c.t.Logf("%d rows: the ring is whole: %s", c.rows(), a.Text)
+	last.Must(order{Do: "close"})
+	c.creator.Must(order{Do: "end", Path: c.path})
+	left, err := os.ReadDir(c.directory())
+	require.NoError(c.t, err)
+	require.Empty(c.t, left, "the ring's file is left")
+}
