@@ -69,7 +69,8 @@ func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "raylink",
 		Short: "Run a Brain, look at a system's nodes, and call them",
-		Long: `raylink runs a Brain, shows the nodes of a system, calls them, reads and writes their storage, and moves parameters.
+		Long: `raylink runs a Brain, shows the nodes of a system, calls them, reads and writes their storage, moves parameters, and
+shows replays.
 
 Brain's address is --brain, else RAYLINK_BRAIN, else that of the only Brain this user runs on this
 machine, else ` + raylink.DefaultBrainAddress + `. The system's token is --token-file, --token (which other users of this
@@ -97,7 +98,7 @@ with code N, e.g. 69 for not_found (5).`,
 	root.PersistentFlags().VarP(&a.output, "output", "o", "format of results and errors: text or json")
 	completeFlag(root, "output", cobra.FixedCompletions([]string{string(outputText), string(outputJSON)}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
-		a.brainCommand(), a.treeCommand(), a.methodsCommand(), a.callCommand(), a.storageCommand(), a.psCommand(),
+		a.brainCommand(), a.treeCommand(), a.methodsCommand(), a.callCommand(), a.storageCommand(), a.psCommand(), a.replayCommand(),
 		a.tokenCommand(), a.versionCommand())
 	root.InitDefaultCompletionCmd()
 	return root

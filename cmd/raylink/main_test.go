@@ -123,6 +123,11 @@ func drive(ctx context.Context) error {
 			return err
 		}
 	}
+	if count := os.Getenv(replaysMode); count != "" {
+		if err := createReplays(ctx, rt, count); err != nil {
+			return err
+		}
+	}
 	fmt.Println("ready")
 	select {}
 }

@@ -28,7 +28,11 @@ func TestScripts(t *testing.T) {
 			text, err := os.ReadFile(script)
 			require.NoError(t, err)
 			b := startBrain(t, t.TempDir(), "127.0.0.1:0")
-			startDriver(t, b)
+			if filepath.Base(script) == "replay.txt" {
+				startDriver(t, b, replaysMode+"=1")
+			} else {
+				startDriver(t, b)
+			}
 			var got strings.Builder
 			for line := range strings.SplitSeq(string(text), "\n") {
 				switch {
@@ -72,6 +76,17 @@ var varying = []struct {
 	pattern *regexp.Regexp
 	with    string
 }{
+	{regexp.MustCompile(`[^\s"]+\.ring`), "RING"},
+	{regexp.MustCompile(`"(age|window|waited)_seconds":[0-9.e-]+`), `"${1}_seconds":TIME`},
+	{regexp.MustCompile(`"(inserts|samples)_per_second":[0-9.e-]+`), `"${1}_per_second":RATE`},
+	{regexp.MustCompile(`\d+\.\d per second`), "RATE per second"},
+	{regexp.MustCompile(`(has waited|, ) ?\d[0-9.]*m?s( ago| for)`), "$1 TIME$2"},
+	{regexp.MustCompile(`"id":"[0-9a-f]{32}"`), `"id":"ID"`},
+	{regexp.MustCompile(`HOLDER +ROWS`), "HOLDER  ROWS"},
+	{regexp.MustCompile(`(process )\d+( +\d+ +)\S+s`), "${1}PID${2}TIME"},
+	{regexp.MustCompile(`(?m)  \d[0-9.]*m?s$`), "  TIME"},
+	{regexp.MustCompile(`INSERTED +SAMPLED +WAITING`), "INSERTED  SAMPLED  WAITING"},
+	{regexp.MustCompile(`\(\d+\.\d/s\) *`), "(RATE/s)  "},
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "NID"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d{4,}`), "ADDRESS"},
 	{regexp.MustCompile(`  \d{2,7} +(BRAIN-)?ADDRESS *`), "  PID  ADDRESS  "},
