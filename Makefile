@@ -27,9 +27,10 @@ TEMPLATES := $(wildcard buf.gen*.yaml internal/*/buf.gen*.yaml examples/*/buf.ge
 # Where the drivers in other languages are.
 CLIENTS := $(wildcard clients/test)
 
-# Flags of the demo: make demo SEEDS=20, make demo ABLATE=pull.
+# Flags of the demo: make demo SEEDS=20, make demo ABLATE=pull, make demo PRIORITIZED=1.
 SEEDS  ?=
 ABLATE ?=
+PRIORITIZED ?=
 # Of test-hostile: for how long attacks are repeated; each happens once at least.
 HOSTILE ?= 1s
 # Of test-mutants: a pattern for the names of those to run.
@@ -187,8 +188,8 @@ ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory test
 
 .PHONY: demo
-demo: build ## train CartPole with the whole pipeline; SEEDS=20 prints a table, ABLATE=pull and ABLATE=replay must fail
-	$(BIN)/cartpole $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(ABLATE),--ablate=$(ABLATE))
+demo: build ## train CartPole with the whole pipeline; SEEDS=20 prints a table, PRIORITIZED=1 samples a table of the replay, ABLATE=pull and ABLATE=replay must fail
+	$(BIN)/cartpole $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(ABLATE),--ablate=$(ABLATE)) $(if $(PRIORITIZED),--prioritized)
 
 .PHONY: bench
 bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUNDS=1 DURATION=300ms (see bench/README.md)

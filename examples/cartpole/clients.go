@@ -29,6 +29,9 @@ const (
 	keyExam         = "stats/exam"
 )
 
+// tableTransitions is the replay's table in which each row is an item, if they are prioritized.
+const tableTransitions = "transitions"
+
 // Tags of the parameter server.
 const (
 	tagPolicy = "policy"

@@ -17,8 +17,10 @@ import (
 type learner struct {
 	clients *clients
 	learner *dqn.Learner
-	sampler *replay.TypedReader[cartpolev1raylink.TransitionColumns]
+	reader  *replay.TypedReader[cartpolev1raylink.TransitionColumns]
 	batch   *replay.TypedBatch[cartpolev1raylink.TransitionColumns]
+	// sampler samples by priority; nil if transitions are not prioritized.
+	sampler *replay.Sampler[cartpolev1raylink.TransitionColumns]
 	stats   *cartpolev1.LearnerStats
 }
 
@@ -29,7 +31,7 @@ func newLearner(ctx context.Context, self *runtime.Node, config *cartpolev1.Lear
 		return nil, err
 	}
 	run, learning := l.config.GetSeed(), l.config.GetLearning()
-	n := &learner{clients: l, sampler: l.replay.Reader(seed.Stream(run, "sampler", 0)), stats: &cartpolev1.LearnerStats{}}
+	n := &learner{clients: l, reader: l.replay.Reader(seed.Stream(run, "sampler", 0)), stats: &cartpolev1.LearnerStats{}}
 	hidden := make([]int, len(learning.GetHidden()))
 	for i, width := range learning.GetHidden() {
 		hidden[i] = int(width)
@@ -42,6 +44,14 @@ func newLearner(ctx context.Context, self *runtime.Node, config *cartpolev1.Lear
 	}
 	if n.batch, err = l.replay.NewBatch(int(learning.GetBatch())); err != nil {
 		return nil, err
+	}
+	if p := learning.GetPriorities(); p != nil {
+		n.sampler, err = l.replay.Sampler(tableTransitions,
+			replay.BatchOf(int(learning.GetBatch())), replay.Weights(p.GetWeights()), replay.Caller("learner"))
+		if err != nil {
+			return nil, err
+		}
+		self.OnStop(func(context.Context) error { return n.sampler.Close() })
 	}
 	return n, n.push(ctx)
 }
@@ -84,10 +94,11 @@ func (n *learner) Learn(ctx context.Context, _ *cartpolev1.LearnRequest) (*cartp
 
 // step learns from one batch, and pushes at regular intervals.
 func (n *learner) step(ctx context.Context) error {
-	if err := n.sampler.Sample(ctx, n.batch.Len(), n.batch); err != nil {
-		return err
+	learn := n.learnUniformly
+	if n.sampler != nil {
+		learn = n.learnByPriority
 	}
-	loss, err := n.learner.Learn(transitions(&n.batch.Columns))
+	loss, err := learn(ctx)
 	if err != nil {
 		return err
 	}
@@ -97,6 +108,37 @@ func (n *learner) step(ctx context.Context) error {
 		return n.push(ctx)
 	}
 	return nil
+}
+
+// learnUniformly learns from rows of the replay.
+func (n *learner) learnUniformly(ctx context.Context) (loss float64, _ error) {
+	if err := n.reader.Sample(ctx, n.batch.Len(), n.batch); err != nil {
+		return 0, err
+	}
+	return n.learner.Learn(transitions(&n.batch.Columns))
+}
+
+// learnByPriority learns from items of the table, and sets their priorities to how far the values
+// of their transitions were off.
+func (n *learner) learnByPriority(ctx context.Context) (loss float64, _ error) {
+	sampled, err := n.sampler.Next(ctx)
+	if err != nil {
+		return 0, err
+	}
+	batch := transitions(&sampled.Columns)
+	for _, info := range sampled.Info {
+		batch.Weights = append(batch.Weights, float32(info.Weight))
+	}
+	if loss, err = n.learner.Learn(batch); err != nil {
+		return 0, err
+	}
+	priorities := make([]float64, sampled.Len())
+	for i, off := range n.learner.Errors() {
+		priorities[i] = float64(off) + n.clients.config.GetLearning().GetPriorities().GetLeast()
+	}
+	// Items whose rows were overwritten meanwhile have no priority any more.
+	_, err = n.sampler.Update(ctx, sampled.Keys(), priorities)
+	return loss, err
 }
 
 func (n *learner) push(ctx context.Context) error {

@@ -48,7 +48,11 @@ func run(ctx context.Context) error {
 	seeds := flag.Int("seeds", 0, "number of seeds to train, one after another; prints a table")
 	cut := flag.String("ablate", "", "disable one link, pull or replay, to show that learning needs it")
 	limit := flag.Duration("limit", config.GetLimit().AsDuration(), "time limit of a run, from its first environment step")
+	prioritized := flag.Bool("prioritized", false, "sample transitions by how much there is to learn from them, instead of uniformly")
 	flag.Parse()
+	if *prioritized {
+		config.Learning.Priorities = defaultPriorities()
+	}
 	config.Limit = durationpb.New(*limit)
 	switch *cut {
 	case "":
@@ -87,6 +91,11 @@ func defaultConfig() *cartpolev1.RunConfig {
 		Pace:     2,
 		Limit:    durationpb.New(85 * time.Second),
 	}
+}
+
+// defaultPriorities returns those of T. Schaul and others, "Prioritized experience replay" (2016).
+func defaultPriorities() *cartpolev1.Priorities {
+	return &cartpolev1.Priorities{Exponent: 0.6, Weights: 0.4, Least: 0.01}
 }
 
 // table trains many seeds, each in a separate system, and prints a table.

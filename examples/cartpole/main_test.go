@@ -57,10 +57,23 @@ func shortConfig() *cartpolev1.RunConfig {
 }
 
 func TestPipelineTransfersDataOnEveryLink(t *testing.T) {
+	for _, sampling := range []string{"uniform", "prioritized"} {
+		t.Run(sampling, func(t *testing.T) {
+			config := shortConfig()
+			if sampling == "prioritized" {
+				config.Learning.Priorities = defaultPriorities()
+			}
+			testPipeline(t, config)
+		})
+	}
+}
+
+func testPipeline(t *testing.T, config *cartpolev1.RunConfig) {
+	t.Helper()
 	t.Setenv("RAYLINK_DATA", t.TempDir())
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	res, err := train(ctx, shortConfig(), nil)
+	res, err := train(ctx, config, nil)
 	require.NoError(t, err)
 	run := res.GetRun()
 	assert.Equal(t, cartpolev1.RunState_RUN_STATE_SOLVED, run.GetState(), "any policy passes this exam")

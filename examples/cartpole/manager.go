@@ -10,6 +10,7 @@ import (
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/replay"
 	"github.com/raylink/raylink/services/storage"
 )
 
@@ -31,9 +32,14 @@ func newManager(ctx context.Context, self *runtime.Node, config *cartpolev1.Mana
 
 // Train creates the replay and the runner, and lets a new player confirm the result.
 func (m *manager) Train(ctx context.Context, _ *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
-	buffer, err := replayv1raylink.CreateReplay(ctx, m.self, &replayv1.ReplayConfig{
+	config := &replayv1.ReplayConfig{
 		Columns: cartpolev1raylink.TransitionRow.Columns(), Capacity: m.config.GetExperience().GetCapacity(),
-	})
+	}
+	if p := m.config.GetLearning().GetPriorities(); p != nil {
+		config.Tables = append(config.Tables,
+			replay.Table(tableTransitions, replay.Prioritized(p.GetExponent()), replay.MaxItems(config.GetCapacity())))
+	}
+	buffer, err := replayv1raylink.CreateReplay(ctx, m.self, config)
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func newWorker(ctx context.Context, self *runtime.Node, config *cartpolev1.Worke
 		assembler: dqn.NewAssembler(int(experience.GetLookout()), experience.GetDiscount()),
 	}
 	w.seen = w.env.Reset()
-	if w.rows, err = l.replay.Writer(); err != nil {
+	if w.rows, err = l.replay.Writer(replay.History(1), replay.Caller(fmt.Sprint("worker-", index))); err != nil {
 		return nil, err
 	}
 	w.policy, w.version, err = l.pull(ctx, tagPolicy)
@@ -133,18 +133,34 @@ func (w *worker) stint(total uint64) ([]dqn.Transition, error) {
 	return rows, nil
 }
 
-// write appends transitions to the replay: all of them become readable together.
+// write appends transitions to the replay: all of them become readable together. If they are
+// prioritized, each becomes an item of the table.
 func (w *worker) write(ctx context.Context, rows []dqn.Transition) error {
 	if w.clients.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
 		return nil
 	}
-	return w.rows.Append(ctx, len(rows), func(to *cartpolev1raylink.TransitionColumns) {
-		for i, t := range rows {
-			copy(to.Observation[i*pole.Features:], t.Observation[:])
-			copy(to.Next[i*pole.Features:], t.Next[:])
-			to.Action[i], to.Return[i], to.Discount[i] = t.Action, t.Return, t.Discount
+	if w.clients.config.GetLearning().GetPriorities() == nil {
+		return w.rows.Append(ctx, len(rows), func(to *cartpolev1raylink.TransitionColumns) { fill(to, rows...) })
+	}
+	for _, t := range rows {
+		if err := w.rows.Append(ctx, 1, func(to *cartpolev1raylink.TransitionColumns) { fill(to, t) }); err != nil {
+			return err
 		}
-	})
+		// Until it was learned from, a transition is as likely as the likeliest.
+		if _, err := w.rows.Item(ctx, tableTransitions, 1, 0, replay.AtMaximum()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill copies transitions to rows of the replay.
+func fill(to *cartpolev1raylink.TransitionColumns, rows ...dqn.Transition) {
+	for i, t := range rows {
+		copy(to.Observation[i*pole.Features:], t.Observation[:])
+		copy(to.Next[i*pole.Features:], t.Next[:])
+		to.Action[i], to.Return[i], to.Discount[i] = t.Action, t.Return, t.Discount
+	}
 }
 
 // report counts the stint's steps and publishes the worker's statistics. It returns the total steps

@@ -52,6 +52,7 @@ type Learner struct {
 	// The activations of one step, reused.
 	now, ahead, judged, scratch activations
 	input, byOutput             []float32
+	errors                      []float32
 }
 
 // NewLearner returns a learner with random initial weights.
@@ -70,7 +71,12 @@ func NewLearner(config Config, rng *rand.Rand) (*Learner, error) {
 // Network returns a copy of the current network.
 func (l *Learner) Network() *Network { return l.online.Clone() }
 
-// Learn takes one step along the batch's gradient, and returns the mean loss before the step.
+// Errors returns how far the network's value of each row of the last batch was off before the step,
+// as an absolute value. It is valid until the next step.
+func (l *Learner) Errors() []float32 { return l.errors }
+
+// Learn takes one step along the batch's gradient, and returns the mean loss before the step,
+// weighted as the batch is.
 func (l *Learner) Learn(batch *Batch) (float64, error) {
 	if err := batch.check(); err != nil {
 		return 0, err
@@ -86,14 +92,20 @@ func (l *Learner) Learn(batch *Batch) (float64, error) {
 
 	l.byOutput = slices.Grow(l.byOutput[:0], len(now))[:len(now)]
 	clear(l.byOutput)
+	l.errors = l.errors[:0]
 	loss, rows := 0.0, batch.Rows()
 	for i := range rows {
 		row := i * pole.Actions
 		next := values[row+argmax(choices[row:row+pole.Actions])]
 		taken := row + int(batch.Actions[i])
 		off := now[taken] - (batch.Returns[i] + batch.Discounts[i]*next)
-		loss += huber(off) / float64(rows)
-		l.byOutput[taken] = max(-1, min(1, off)) / float32(rows)
+		l.errors = append(l.errors, float32(math.Abs(float64(off))))
+		weight := float32(1)
+		if len(batch.Weights) > 0 {
+			weight = batch.Weights[i]
+		}
+		loss += float64(weight) * huber(off) / float64(rows)
+		l.byOutput[taken] = weight * max(-1, min(1, off)) / float32(rows)
 	}
 	if math.IsNaN(loss) || math.IsInf(loss, 0) {
 		return loss, ErrDiverged

@@ -151,3 +151,30 @@ func BenchmarkLearn(b *testing.B) {
 		}
 	}
 }
+
+// TestWeightsScaleRows shows that a row of weight 2 counts as two, and one of weight 0 not at all;
+// and that errors are those before the step.
+func TestWeightsScaleRows(t *testing.T) {
+	t.Parallel()
+	weighted, repeated := newLearner(t, 1), newLearner(t, 1)
+	rows := []Transition{{Observation: pole.Observation{1}, Return: 3}, {Observation: pole.Observation{2}, Action: 1, Return: 0.5}}
+	var a, b Batch
+	for _, row := range []int{0, 1} {
+		a.Append(rows[row])
+		b.Append(rows[0])
+	}
+	a.Weights = []float32{2, 0}
+	lossA, err := weighted.Learn(&a)
+	require.NoError(t, err)
+	lossB, err := repeated.Learn(&b)
+	require.NoError(t, err)
+	assert.InDelta(t, lossB, lossA, 1e-6)
+	require.Len(t, weighted.Errors(), 2)
+	assert.InDelta(t, repeated.Errors()[0], weighted.Errors()[0], 0)
+	assert.Positive(t, weighted.Errors()[1], "a row without weight has its error too")
+	assert.InDeltaSlice(t, repeated.Network().params, weighted.Network().params, 1e-6)
+
+	a.Weights = []float32{1}
+	_, err = weighted.Learn(&a)
+	require.ErrorIs(t, err, ErrBatch)
+}

@@ -346,7 +346,9 @@ type Learning struct {
 	// The maximum norm of a gradient.
 	MaxNorm float64 `protobuf:"fixed64,5,opt,name=max_norm,json=maxNorm,proto3" json:"max_norm,omitempty"`
 	// Learner steps between pushes.
-	PushEvery     uint32 `protobuf:"varint,6,opt,name=push_every,json=pushEvery,proto3" json:"push_every,omitempty"`
+	PushEvery uint32 `protobuf:"varint,6,opt,name=push_every,json=pushEvery,proto3" json:"push_every,omitempty"`
+	// How transitions are prioritized. Without it the learner samples them uniformly.
+	Priorities    *Priorities `protobuf:"bytes,7,opt,name=priorities,proto3" json:"priorities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -423,6 +425,77 @@ func (x *Learning) GetPushEvery() uint32 {
 	return 0
 }
 
+func (x *Learning) GetPriorities() *Priorities {
+	if x != nil {
+		return x.Priorities
+	}
+	return nil
+}
+
+// Priorities configures the table from which the learner samples transitions by their priority: how
+// far the network's value of a transition was off when it was last learned from.
+type Priorities struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The exponent of priorities, and that of the importance weights.
+	Exponent float64 `protobuf:"fixed64,1,opt,name=exponent,proto3" json:"exponent,omitempty"`
+	Weights  float64 `protobuf:"fixed64,2,opt,name=weights,proto3" json:"weights,omitempty"`
+	// What is added to each priority, so that no transition is excluded.
+	Least         float64 `protobuf:"fixed64,3,opt,name=least,proto3" json:"least,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Priorities) Reset() {
+	*x = Priorities{}
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Priorities) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Priorities) ProtoMessage() {}
+
+func (x *Priorities) ProtoReflect() protoreflect.Message {
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Priorities.ProtoReflect.Descriptor instead.
+func (*Priorities) Descriptor() ([]byte, []int) {
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Priorities) GetExponent() float64 {
+	if x != nil {
+		return x.Exponent
+	}
+	return 0
+}
+
+func (x *Priorities) GetWeights() float64 {
+	if x != nil {
+		return x.Weights
+	}
+	return 0
+}
+
+func (x *Priorities) GetLeast() float64 {
+	if x != nil {
+		return x.Least
+	}
+	return 0
+}
+
 // Exam configures when a policy is good enough: it plays a few greedy episodes, and if it passes,
 // many more.
 type Exam struct {
@@ -439,7 +512,7 @@ type Exam struct {
 
 func (x *Exam) Reset() {
 	*x = Exam{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[3]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +524,7 @@ func (x *Exam) String() string {
 func (*Exam) ProtoMessage() {}
 
 func (x *Exam) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[3]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +537,7 @@ func (x *Exam) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exam.ProtoReflect.Descriptor instead.
 func (*Exam) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{3}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Exam) GetFew() uint32 {
@@ -510,7 +583,7 @@ type WorkerStats struct {
 
 func (x *WorkerStats) Reset() {
 	*x = WorkerStats{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[4]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +595,7 @@ func (x *WorkerStats) String() string {
 func (*WorkerStats) ProtoMessage() {}
 
 func (x *WorkerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[4]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +608,7 @@ func (x *WorkerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStats.ProtoReflect.Descriptor instead.
 func (*WorkerStats) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{4}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WorkerStats) GetSteps() uint64 {
@@ -580,7 +653,7 @@ type LearnerStats struct {
 
 func (x *LearnerStats) Reset() {
 	*x = LearnerStats{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[5]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +665,7 @@ func (x *LearnerStats) String() string {
 func (*LearnerStats) ProtoMessage() {}
 
 func (x *LearnerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[5]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +678,7 @@ func (x *LearnerStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnerStats.ProtoReflect.Descriptor instead.
 func (*LearnerStats) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{5}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LearnerStats) GetSteps() uint64 {
@@ -644,7 +717,7 @@ type ExamStats struct {
 
 func (x *ExamStats) Reset() {
 	*x = ExamStats{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[6]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +729,7 @@ func (x *ExamStats) String() string {
 func (*ExamStats) ProtoMessage() {}
 
 func (x *ExamStats) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[6]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +742,7 @@ func (x *ExamStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExamStats.ProtoReflect.Descriptor instead.
 func (*ExamStats) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{6}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ExamStats) GetVersion() uint64 {
@@ -726,7 +799,7 @@ type Transition struct {
 
 func (x *Transition) Reset() {
 	*x = Transition{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +811,7 @@ func (x *Transition) String() string {
 func (*Transition) ProtoMessage() {}
 
 func (x *Transition) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[7]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +824,7 @@ func (x *Transition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transition.ProtoReflect.Descriptor instead.
 func (*Transition) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{7}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Transition) GetObservation() []float32 {
@@ -798,7 +871,7 @@ type ManagerConfig struct {
 
 func (x *ManagerConfig) Reset() {
 	*x = ManagerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +883,7 @@ func (x *ManagerConfig) String() string {
 func (*ManagerConfig) ProtoMessage() {}
 
 func (x *ManagerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[8]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +896,7 @@ func (x *ManagerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerConfig.ProtoReflect.Descriptor instead.
 func (*ManagerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{8}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ManagerConfig) GetRun() *RunConfig {
@@ -841,7 +914,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +926,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[9]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +939,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{9}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{10}
 }
 
 type TrainResponse struct {
@@ -888,7 +961,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +973,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[10]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +986,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{10}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TrainResponse) GetSolved() bool {
@@ -974,7 +1047,7 @@ type RunnerConfig struct {
 
 func (x *RunnerConfig) Reset() {
 	*x = RunnerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1059,7 @@ func (x *RunnerConfig) String() string {
 func (*RunnerConfig) ProtoMessage() {}
 
 func (x *RunnerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[11]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1072,7 @@ func (x *RunnerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerConfig.ProtoReflect.Descriptor instead.
 func (*RunnerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{11}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunnerConfig) GetReplay() *v1.NodeRef {
@@ -1017,7 +1090,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1102,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[12]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1115,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{12}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{13}
 }
 
 type RunResponse struct {
@@ -1061,7 +1134,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1146,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[13]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1159,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{13}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RunResponse) GetState() RunState {
@@ -1142,7 +1215,7 @@ type WorkerConfig struct {
 
 func (x *WorkerConfig) Reset() {
 	*x = WorkerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1227,7 @@ func (x *WorkerConfig) String() string {
 func (*WorkerConfig) ProtoMessage() {}
 
 func (x *WorkerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[14]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1240,7 @@ func (x *WorkerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerConfig.ProtoReflect.Descriptor instead.
 func (*WorkerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{14}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WorkerConfig) GetIndex() uint32 {
@@ -1192,7 +1265,7 @@ type WorkRequest struct {
 
 func (x *WorkRequest) Reset() {
 	*x = WorkRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1277,7 @@ func (x *WorkRequest) String() string {
 func (*WorkRequest) ProtoMessage() {}
 
 func (x *WorkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[15]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1290,7 @@ func (x *WorkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkRequest.ProtoReflect.Descriptor instead.
 func (*WorkRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{15}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{16}
 }
 
 // Episode is an episode that a worker played, with exploration.
@@ -1234,7 +1307,7 @@ type Episode struct {
 
 func (x *Episode) Reset() {
 	*x = Episode{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1319,7 @@ func (x *Episode) String() string {
 func (*Episode) ProtoMessage() {}
 
 func (x *Episode) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[16]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1332,7 @@ func (x *Episode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Episode.ProtoReflect.Descriptor instead.
 func (*Episode) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{16}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Episode) GetSteps() uint64 {
@@ -1293,7 +1366,7 @@ type WorkResponse struct {
 
 func (x *WorkResponse) Reset() {
 	*x = WorkResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1378,7 @@ func (x *WorkResponse) String() string {
 func (*WorkResponse) ProtoMessage() {}
 
 func (x *WorkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[17]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1391,7 @@ func (x *WorkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkResponse.ProtoReflect.Descriptor instead.
 func (*WorkResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{17}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WorkResponse) GetEpisodes() []*Episode {
@@ -1344,7 +1417,7 @@ type LearnerConfig struct {
 
 func (x *LearnerConfig) Reset() {
 	*x = LearnerConfig{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1429,7 @@ func (x *LearnerConfig) String() string {
 func (*LearnerConfig) ProtoMessage() {}
 
 func (x *LearnerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[18]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1442,7 @@ func (x *LearnerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnerConfig.ProtoReflect.Descriptor instead.
 func (*LearnerConfig) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{18}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LearnerConfig) GetReplay() *v1.NodeRef {
@@ -1387,7 +1460,7 @@ type LearnRequest struct {
 
 func (x *LearnRequest) Reset() {
 	*x = LearnRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1472,7 @@ func (x *LearnRequest) String() string {
 func (*LearnRequest) ProtoMessage() {}
 
 func (x *LearnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[19]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1485,7 @@ func (x *LearnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnRequest.ProtoReflect.Descriptor instead.
 func (*LearnRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{19}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{20}
 }
 
 type LearnResponse struct {
@@ -1425,7 +1498,7 @@ type LearnResponse struct {
 
 func (x *LearnResponse) Reset() {
 	*x = LearnResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1510,7 @@ func (x *LearnResponse) String() string {
 func (*LearnResponse) ProtoMessage() {}
 
 func (x *LearnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[20]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1523,7 @@ func (x *LearnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnResponse.ProtoReflect.Descriptor instead.
 func (*LearnResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{20}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LearnResponse) GetSteps() uint64 {
@@ -1479,7 +1552,7 @@ type PlayRequest struct {
 
 func (x *PlayRequest) Reset() {
 	*x = PlayRequest{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1564,7 @@ func (x *PlayRequest) String() string {
 func (*PlayRequest) ProtoMessage() {}
 
 func (x *PlayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[21]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1577,7 @@ func (x *PlayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlayRequest.ProtoReflect.Descriptor instead.
 func (*PlayRequest) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{21}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PlayRequest) GetTag() string {
@@ -1539,7 +1612,7 @@ type PlayResponse struct {
 
 func (x *PlayResponse) Reset() {
 	*x = PlayResponse{}
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[22]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1624,7 @@ func (x *PlayResponse) String() string {
 func (*PlayResponse) ProtoMessage() {}
 
 func (x *PlayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cartpole_v1_cartpole_proto_msgTypes[22]
+	mi := &file_cartpole_v1_cartpole_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1637,7 @@ func (x *PlayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlayResponse.ProtoReflect.Descriptor instead.
 func (*PlayResponse) Descriptor() ([]byte, []int) {
-	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{22}
+	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PlayResponse) GetEarned() []float64 {
@@ -1604,7 +1677,7 @@ const file_cartpole_v1_cartpole_proto_rawDesc = "" +
 	"\aexplore\x18\x03 \x01(\x04R\aexplore\x12\x14\n" +
 	"\x05stint\x18\x04 \x01(\rR\x05stint\x12\x1a\n" +
 	"\bcapacity\x18\x05 \x01(\x04R\bcapacity\x12\x16\n" +
-	"\x06warmup\x18\x06 \x01(\x04R\x06warmup\"\xa0\x01\n" +
+	"\x06warmup\x18\x06 \x01(\x04R\x06warmup\"\xd9\x01\n" +
 	"\bLearning\x12\x14\n" +
 	"\x05batch\x18\x01 \x01(\rR\x05batch\x12\x16\n" +
 	"\x06hidden\x18\x02 \x03(\rR\x06hidden\x12\x12\n" +
@@ -1612,7 +1685,15 @@ const file_cartpole_v1_cartpole_proto_rawDesc = "" +
 	"\aaverage\x18\x04 \x01(\x01R\aaverage\x12\x19\n" +
 	"\bmax_norm\x18\x05 \x01(\x01R\amaxNorm\x12\x1d\n" +
 	"\n" +
-	"push_every\x18\x06 \x01(\rR\tpushEvery\"V\n" +
+	"push_every\x18\x06 \x01(\rR\tpushEvery\x127\n" +
+	"\n" +
+	"priorities\x18\a \x01(\v2\x17.cartpole.v1.PrioritiesR\n" +
+	"priorities\"X\n" +
+	"\n" +
+	"Priorities\x12\x1a\n" +
+	"\bexponent\x18\x01 \x01(\x01R\bexponent\x12\x18\n" +
+	"\aweights\x18\x02 \x01(\x01R\aweights\x12\x14\n" +
+	"\x05least\x18\x03 \x01(\x01R\x05least\"V\n" +
 	"\x04Exam\x12\x10\n" +
 	"\x03few\x18\x01 \x01(\rR\x03few\x12\x12\n" +
 	"\x04many\x18\x02 \x01(\rR\x04many\x12\x12\n" +
@@ -1721,68 +1802,70 @@ func file_cartpole_v1_cartpole_proto_rawDescGZIP() []byte {
 }
 
 var file_cartpole_v1_cartpole_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cartpole_v1_cartpole_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_cartpole_v1_cartpole_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_cartpole_v1_cartpole_proto_goTypes = []any{
 	(Link)(0),                   // 0: cartpole.v1.Link
 	(RunState)(0),               // 1: cartpole.v1.RunState
 	(*RunConfig)(nil),           // 2: cartpole.v1.RunConfig
 	(*Experience)(nil),          // 3: cartpole.v1.Experience
 	(*Learning)(nil),            // 4: cartpole.v1.Learning
-	(*Exam)(nil),                // 5: cartpole.v1.Exam
-	(*WorkerStats)(nil),         // 6: cartpole.v1.WorkerStats
-	(*LearnerStats)(nil),        // 7: cartpole.v1.LearnerStats
-	(*ExamStats)(nil),           // 8: cartpole.v1.ExamStats
-	(*Transition)(nil),          // 9: cartpole.v1.Transition
-	(*ManagerConfig)(nil),       // 10: cartpole.v1.ManagerConfig
-	(*TrainRequest)(nil),        // 11: cartpole.v1.TrainRequest
-	(*TrainResponse)(nil),       // 12: cartpole.v1.TrainResponse
-	(*RunnerConfig)(nil),        // 13: cartpole.v1.RunnerConfig
-	(*RunRequest)(nil),          // 14: cartpole.v1.RunRequest
-	(*RunResponse)(nil),         // 15: cartpole.v1.RunResponse
-	(*WorkerConfig)(nil),        // 16: cartpole.v1.WorkerConfig
-	(*WorkRequest)(nil),         // 17: cartpole.v1.WorkRequest
-	(*Episode)(nil),             // 18: cartpole.v1.Episode
-	(*WorkResponse)(nil),        // 19: cartpole.v1.WorkResponse
-	(*LearnerConfig)(nil),       // 20: cartpole.v1.LearnerConfig
-	(*LearnRequest)(nil),        // 21: cartpole.v1.LearnRequest
-	(*LearnResponse)(nil),       // 22: cartpole.v1.LearnResponse
-	(*PlayRequest)(nil),         // 23: cartpole.v1.PlayRequest
-	(*PlayResponse)(nil),        // 24: cartpole.v1.PlayResponse
-	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
-	(*v1.NodeRef)(nil),          // 26: raylink.node.v1.NodeRef
+	(*Priorities)(nil),          // 5: cartpole.v1.Priorities
+	(*Exam)(nil),                // 6: cartpole.v1.Exam
+	(*WorkerStats)(nil),         // 7: cartpole.v1.WorkerStats
+	(*LearnerStats)(nil),        // 8: cartpole.v1.LearnerStats
+	(*ExamStats)(nil),           // 9: cartpole.v1.ExamStats
+	(*Transition)(nil),          // 10: cartpole.v1.Transition
+	(*ManagerConfig)(nil),       // 11: cartpole.v1.ManagerConfig
+	(*TrainRequest)(nil),        // 12: cartpole.v1.TrainRequest
+	(*TrainResponse)(nil),       // 13: cartpole.v1.TrainResponse
+	(*RunnerConfig)(nil),        // 14: cartpole.v1.RunnerConfig
+	(*RunRequest)(nil),          // 15: cartpole.v1.RunRequest
+	(*RunResponse)(nil),         // 16: cartpole.v1.RunResponse
+	(*WorkerConfig)(nil),        // 17: cartpole.v1.WorkerConfig
+	(*WorkRequest)(nil),         // 18: cartpole.v1.WorkRequest
+	(*Episode)(nil),             // 19: cartpole.v1.Episode
+	(*WorkResponse)(nil),        // 20: cartpole.v1.WorkResponse
+	(*LearnerConfig)(nil),       // 21: cartpole.v1.LearnerConfig
+	(*LearnRequest)(nil),        // 22: cartpole.v1.LearnRequest
+	(*LearnResponse)(nil),       // 23: cartpole.v1.LearnResponse
+	(*PlayRequest)(nil),         // 24: cartpole.v1.PlayRequest
+	(*PlayResponse)(nil),        // 25: cartpole.v1.PlayResponse
+	(*durationpb.Duration)(nil), // 26: google.protobuf.Duration
+	(*v1.NodeRef)(nil),          // 27: raylink.node.v1.NodeRef
 }
 var file_cartpole_v1_cartpole_proto_depIdxs = []int32{
 	3,  // 0: cartpole.v1.RunConfig.experience:type_name -> cartpole.v1.Experience
 	4,  // 1: cartpole.v1.RunConfig.learning:type_name -> cartpole.v1.Learning
-	5,  // 2: cartpole.v1.RunConfig.exam:type_name -> cartpole.v1.Exam
-	25, // 3: cartpole.v1.RunConfig.limit:type_name -> google.protobuf.Duration
+	6,  // 2: cartpole.v1.RunConfig.exam:type_name -> cartpole.v1.Exam
+	26, // 3: cartpole.v1.RunConfig.limit:type_name -> google.protobuf.Duration
 	0,  // 4: cartpole.v1.RunConfig.cut:type_name -> cartpole.v1.Link
-	2,  // 5: cartpole.v1.ManagerConfig.run:type_name -> cartpole.v1.RunConfig
-	25, // 6: cartpole.v1.TrainResponse.took:type_name -> google.protobuf.Duration
-	15, // 7: cartpole.v1.TrainResponse.run:type_name -> cartpole.v1.RunResponse
-	26, // 8: cartpole.v1.RunnerConfig.replay:type_name -> raylink.node.v1.NodeRef
-	1,  // 9: cartpole.v1.RunResponse.state:type_name -> cartpole.v1.RunState
-	18, // 10: cartpole.v1.RunResponse.episodes:type_name -> cartpole.v1.Episode
-	8,  // 11: cartpole.v1.RunResponse.exams:type_name -> cartpole.v1.ExamStats
-	25, // 12: cartpole.v1.RunResponse.took:type_name -> google.protobuf.Duration
-	26, // 13: cartpole.v1.WorkerConfig.replay:type_name -> raylink.node.v1.NodeRef
-	18, // 14: cartpole.v1.WorkResponse.episodes:type_name -> cartpole.v1.Episode
-	26, // 15: cartpole.v1.LearnerConfig.replay:type_name -> raylink.node.v1.NodeRef
-	11, // 16: cartpole.v1.Manager.Train:input_type -> cartpole.v1.TrainRequest
-	14, // 17: cartpole.v1.Runner.Run:input_type -> cartpole.v1.RunRequest
-	17, // 18: cartpole.v1.Worker.Work:input_type -> cartpole.v1.WorkRequest
-	21, // 19: cartpole.v1.Learner.Learn:input_type -> cartpole.v1.LearnRequest
-	23, // 20: cartpole.v1.Player.Play:input_type -> cartpole.v1.PlayRequest
-	12, // 21: cartpole.v1.Manager.Train:output_type -> cartpole.v1.TrainResponse
-	15, // 22: cartpole.v1.Runner.Run:output_type -> cartpole.v1.RunResponse
-	19, // 23: cartpole.v1.Worker.Work:output_type -> cartpole.v1.WorkResponse
-	22, // 24: cartpole.v1.Learner.Learn:output_type -> cartpole.v1.LearnResponse
-	24, // 25: cartpole.v1.Player.Play:output_type -> cartpole.v1.PlayResponse
-	21, // [21:26] is the sub-list for method output_type
-	16, // [16:21] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	5,  // 5: cartpole.v1.Learning.priorities:type_name -> cartpole.v1.Priorities
+	2,  // 6: cartpole.v1.ManagerConfig.run:type_name -> cartpole.v1.RunConfig
+	26, // 7: cartpole.v1.TrainResponse.took:type_name -> google.protobuf.Duration
+	16, // 8: cartpole.v1.TrainResponse.run:type_name -> cartpole.v1.RunResponse
+	27, // 9: cartpole.v1.RunnerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	1,  // 10: cartpole.v1.RunResponse.state:type_name -> cartpole.v1.RunState
+	19, // 11: cartpole.v1.RunResponse.episodes:type_name -> cartpole.v1.Episode
+	9,  // 12: cartpole.v1.RunResponse.exams:type_name -> cartpole.v1.ExamStats
+	26, // 13: cartpole.v1.RunResponse.took:type_name -> google.protobuf.Duration
+	27, // 14: cartpole.v1.WorkerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	19, // 15: cartpole.v1.WorkResponse.episodes:type_name -> cartpole.v1.Episode
+	27, // 16: cartpole.v1.LearnerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	12, // 17: cartpole.v1.Manager.Train:input_type -> cartpole.v1.TrainRequest
+	15, // 18: cartpole.v1.Runner.Run:input_type -> cartpole.v1.RunRequest
+	18, // 19: cartpole.v1.Worker.Work:input_type -> cartpole.v1.WorkRequest
+	22, // 20: cartpole.v1.Learner.Learn:input_type -> cartpole.v1.LearnRequest
+	24, // 21: cartpole.v1.Player.Play:input_type -> cartpole.v1.PlayRequest
+	13, // 22: cartpole.v1.Manager.Train:output_type -> cartpole.v1.TrainResponse
+	16, // 23: cartpole.v1.Runner.Run:output_type -> cartpole.v1.RunResponse
+	20, // 24: cartpole.v1.Worker.Work:output_type -> cartpole.v1.WorkResponse
+	23, // 25: cartpole.v1.Learner.Learn:output_type -> cartpole.v1.LearnResponse
+	25, // 26: cartpole.v1.Player.Play:output_type -> cartpole.v1.PlayResponse
+	22, // [22:27] is the sub-list for method output_type
+	17, // [17:22] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_cartpole_v1_cartpole_proto_init() }
@@ -1796,7 +1879,7 @@ func file_cartpole_v1_cartpole_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cartpole_v1_cartpole_proto_rawDesc), len(file_cartpole_v1_cartpole_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   5,
 		},
