@@ -297,6 +297,7 @@ func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool
 	req := &replayv1.SampleItemsRequest{
 		Table: s.config.Name, Beta: s.options.beta, Caller: s.options.caller,
 		Items: uint32(s.options.batch - b.Len()), Returned: b.returned, //nolint:gosec // at most maxSampledItems
+		Columns: true,
 	}
 	if wait {
 		req.WaitMs, req.Call = math.MaxUint32, newCall()
@@ -318,7 +319,12 @@ func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool
 	if res.GetRingId() != b.ring {
 		b.restart(res.GetRingId()) // also where the replay was restarted meanwhile
 	}
-	items := res.GetItems()
+	items := res.GetItems() // of an older replay
+	if res.GetColumns() != nil {
+		if items, err = sampledItemsIn(res.GetColumns()); err != nil {
+			return false, err
+		}
+	}
 	if len(items) > int(req.GetItems()) {
 		return false, fmt.Errorf("invalid response from the replay: %w: %d items instead of %d", ring.ErrBatch, len(items), req.GetItems())
 	}

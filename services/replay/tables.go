@@ -143,7 +143,12 @@ func (n *node) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest
 	} else {
 		done, err = t.TrySample(samples, options)
 	}
-	res := &replayv1.SampleItemsResponse{Items: sampledItemsOf(samples[:done]), RingId: n.ring.ID().String()}
+	res := &replayv1.SampleItemsResponse{RingId: n.ring.ID().String()}
+	if req.GetColumns() {
+		res.Columns = sampledColumnsOf(samples[:done])
+	} else {
+		res.Items = sampledItemsOf(samples[:done])
+	}
 	res.Blocked, err = blockedOf(err)
 	if err != nil {
 		return nil, connectError(err)

@@ -1508,7 +1508,9 @@ type SampleItemsRequest struct {
 	// read them. They are given back to the limiter first.
 	Returned uint32 `protobuf:"varint,6,opt,name=returned,proto3" json:"returned,omitempty"`
 	// As in CreateItemsRequest.
-	Call          uint64 `protobuf:"fixed64,7,opt,name=call,proto3" json:"call,omitempty"`
+	Call uint64 `protobuf:"fixed64,7,opt,name=call,proto3" json:"call,omitempty"`
+	// Return the items as columns, which cost a fraction of the time.
+	Columns       bool `protobuf:"varint,8,opt,name=columns,proto3" json:"columns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1590,6 +1592,13 @@ func (x *SampleItemsRequest) GetCall() uint64 {
 		return x.Call
 	}
 	return 0
+}
+
+func (x *SampleItemsRequest) GetColumns() bool {
+	if x != nil {
+		return x.Columns
+	}
+	return false
 }
 
 // SampledItem is an item as it was after it was drawn.
@@ -1702,20 +1711,150 @@ func (x *SampledItem) GetHeld() bool {
 	return false
 }
 
+// SampledColumns are sampled items column by column: the n-th element of a column belongs to the n-th
+// item. A column of zeros may be empty.
+type SampledColumns struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []uint64               `protobuf:"fixed64,1,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	Probabilities []float64              `protobuf:"fixed64,2,rep,packed,name=probabilities,proto3" json:"probabilities,omitempty"`
+	Weights       []float64              `protobuf:"fixed64,3,rep,packed,name=weights,proto3" json:"weights,omitempty"`
+	Priorities    []float64              `protobuf:"fixed64,4,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	Sampled       []uint32               `protobuf:"varint,5,rep,packed,name=sampled,proto3" json:"sampled,omitempty"`
+	TableSizes    []uint64               `protobuf:"varint,6,rep,packed,name=table_sizes,json=tableSizes,proto3" json:"table_sizes,omitempty"`
+	AgesNs        []uint64               `protobuf:"fixed64,7,rep,packed,name=ages_ns,json=agesNs,proto3" json:"ages_ns,omitempty"`
+	Held          []bool                 `protobuf:"varint,8,rep,packed,name=held,proto3" json:"held,omitempty"`
+	// The number of runs of each item. Empty if each has one.
+	Runs []uint32 `protobuf:"varint,9,rep,packed,name=runs,proto3" json:"runs,omitempty"`
+	// The runs of all items, back to back.
+	Firsts        []uint64 `protobuf:"fixed64,10,rep,packed,name=firsts,proto3" json:"firsts,omitempty"`
+	Lengths       []uint32 `protobuf:"varint,11,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SampledColumns) Reset() {
+	*x = SampledColumns{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SampledColumns) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SampledColumns) ProtoMessage() {}
+
+func (x *SampledColumns) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SampledColumns.ProtoReflect.Descriptor instead.
+func (*SampledColumns) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SampledColumns) GetKeys() []uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetProbabilities() []float64 {
+	if x != nil {
+		return x.Probabilities
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetWeights() []float64 {
+	if x != nil {
+		return x.Weights
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetPriorities() []float64 {
+	if x != nil {
+		return x.Priorities
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetSampled() []uint32 {
+	if x != nil {
+		return x.Sampled
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetTableSizes() []uint64 {
+	if x != nil {
+		return x.TableSizes
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetAgesNs() []uint64 {
+	if x != nil {
+		return x.AgesNs
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetHeld() []bool {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetRuns() []uint32 {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetFirsts() []uint64 {
+	if x != nil {
+		return x.Firsts
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetLengths() []uint32 {
+	if x != nil {
+		return x.Lengths
+	}
+	return nil
+}
+
 type SampleItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All of those wanted, or fewer if the limiter blocked the rest.
 	Items   []*SampledItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
 	Blocked *Blocked       `protobuf:"bytes,2,opt,name=blocked,proto3" json:"blocked,omitempty"`
 	// The ring that has the rows.
-	RingId        string `protobuf:"bytes,3,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	RingId string `protobuf:"bytes,3,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	// The items, instead, if the request wants columns.
+	Columns       *SampledColumns `protobuf:"bytes,4,opt,name=columns,proto3" json:"columns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SampleItemsResponse) Reset() {
 	*x = SampleItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1866,7 @@ func (x *SampleItemsResponse) String() string {
 func (*SampleItemsResponse) ProtoMessage() {}
 
 func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1879,7 @@ func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsResponse.ProtoReflect.Descriptor instead.
 func (*SampleItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SampleItemsResponse) GetItems() []*SampledItem {
@@ -1764,6 +1903,13 @@ func (x *SampleItemsResponse) GetRingId() string {
 	return ""
 }
 
+func (x *SampleItemsResponse) GetColumns() *SampledColumns {
+	if x != nil {
+		return x.Columns
+	}
+	return nil
+}
+
 type UpdatePrioritiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
@@ -1778,7 +1924,7 @@ type UpdatePrioritiesRequest struct {
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1936,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1949,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -1844,7 +1990,7 @@ type UpdatePrioritiesResponse struct {
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +2002,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +2015,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -1891,7 +2037,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2049,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2062,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -1950,7 +2096,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2108,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2121,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -1995,7 +2141,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2153,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2166,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2045,7 +2191,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2203,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2216,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
 }
 
 type InspectRequest struct {
@@ -2083,7 +2229,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2241,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2254,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2128,7 +2274,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2286,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2299,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -2210,7 +2356,7 @@ type TableInfo struct {
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2368,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2381,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -2486,7 +2632,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04call\x18\x06 \x01(\x06R\x04call\"_\n" +
 	"\x13CreateItemsResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\x06R\x04keys\x124\n" +
-	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xb5\x01\n" +
+	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xcf\x01\n" +
 	"\x12SampleItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x14\n" +
 	"\x05items\x18\x02 \x01(\rR\x05items\x12\x17\n" +
@@ -2494,7 +2640,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x12\n" +
 	"\x04beta\x18\x05 \x01(\x01R\x04beta\x12\x1a\n" +
 	"\breturned\x18\x06 \x01(\rR\breturned\x12\x12\n" +
-	"\x04call\x18\a \x01(\x06R\x04call\"\x85\x02\n" +
+	"\x04call\x18\a \x01(\x06R\x04call\x12\x18\n" +
+	"\acolumns\x18\b \x01(\bR\acolumns\"\x85\x02\n" +
 	"\vSampledItem\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x06R\x03key\x12*\n" +
 	"\x04runs\x18\x02 \x03(\v2\x16.raylink.replay.v1.RunR\x04runs\x12 \n" +
@@ -2505,11 +2652,28 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"table_size\x18\a \x01(\x04R\ttableSize\x12\x15\n" +
 	"\x06age_ns\x18\b \x01(\x04R\x05ageNs\x12\x12\n" +
-	"\x04held\x18\t \x01(\bR\x04held\"\x9a\x01\n" +
+	"\x04held\x18\t \x01(\bR\x04held\"\xb2\x02\n" +
+	"\x0eSampledColumns\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\x06R\x04keys\x12$\n" +
+	"\rprobabilities\x18\x02 \x03(\x01R\rprobabilities\x12\x18\n" +
+	"\aweights\x18\x03 \x03(\x01R\aweights\x12\x1e\n" +
+	"\n" +
+	"priorities\x18\x04 \x03(\x01R\n" +
+	"priorities\x12\x18\n" +
+	"\asampled\x18\x05 \x03(\rR\asampled\x12\x1f\n" +
+	"\vtable_sizes\x18\x06 \x03(\x04R\n" +
+	"tableSizes\x12\x17\n" +
+	"\aages_ns\x18\a \x03(\x06R\x06agesNs\x12\x12\n" +
+	"\x04held\x18\b \x03(\bR\x04held\x12\x12\n" +
+	"\x04runs\x18\t \x03(\rR\x04runs\x12\x16\n" +
+	"\x06firsts\x18\n" +
+	" \x03(\x06R\x06firsts\x12\x18\n" +
+	"\alengths\x18\v \x03(\rR\alengths\"\xd7\x01\n" +
 	"\x13SampleItemsResponse\x124\n" +
 	"\x05items\x18\x01 \x03(\v2\x1e.raylink.replay.v1.SampledItemR\x05items\x124\n" +
 	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x17\n" +
-	"\aring_id\x18\x03 \x01(\tR\x06ringId\"|\n" +
+	"\aring_id\x18\x03 \x01(\tR\x06ringId\x12;\n" +
+	"\acolumns\x18\x04 \x01(\v2!.raylink.replay.v1.SampledColumnsR\acolumns\"|\n" +
 	"\x17UpdatePrioritiesRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x1e\n" +
@@ -2622,7 +2786,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -2649,91 +2813,93 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*CreateItemsResponse)(nil),      // 22: raylink.replay.v1.CreateItemsResponse
 	(*SampleItemsRequest)(nil),       // 23: raylink.replay.v1.SampleItemsRequest
 	(*SampledItem)(nil),              // 24: raylink.replay.v1.SampledItem
-	(*SampleItemsResponse)(nil),      // 25: raylink.replay.v1.SampleItemsResponse
-	(*UpdatePrioritiesRequest)(nil),  // 26: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 27: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 28: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 29: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 30: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 31: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 32: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 33: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 34: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 35: raylink.tensor.v1.Column
-	(*v1.Tensor)(nil),                // 36: raylink.tensor.v1.Tensor
-	(*Holder)(nil),                   // 37: raylink.replay.v1.Holder
-	(*Run)(nil),                      // 38: raylink.replay.v1.Run
-	(*Blocked)(nil),                  // 39: raylink.replay.v1.Blocked
-	(*RingInfo)(nil),                 // 40: raylink.replay.v1.RingInfo
-	(*Needs)(nil),                    // 41: raylink.replay.v1.Needs
-	(*WaitingRequest)(nil),           // 42: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 43: raylink.replay.v1.ListItemsRequest
-	(*WaitingResponse)(nil),          // 44: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 45: raylink.replay.v1.ListItemsResponse
+	(*SampledColumns)(nil),           // 25: raylink.replay.v1.SampledColumns
+	(*SampleItemsResponse)(nil),      // 26: raylink.replay.v1.SampleItemsResponse
+	(*UpdatePrioritiesRequest)(nil),  // 27: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 28: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 29: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 30: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 31: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 32: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 33: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 34: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 35: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 36: raylink.tensor.v1.Column
+	(*v1.Tensor)(nil),                // 37: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 38: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 39: raylink.replay.v1.Run
+	(*Blocked)(nil),                  // 40: raylink.replay.v1.Blocked
+	(*RingInfo)(nil),                 // 41: raylink.replay.v1.RingInfo
+	(*Needs)(nil),                    // 42: raylink.replay.v1.Needs
+	(*WaitingRequest)(nil),           // 43: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 44: raylink.replay.v1.ListItemsRequest
+	(*WaitingResponse)(nil),          // 45: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 46: raylink.replay.v1.ListItemsResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	35, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	36, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	35, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	36, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	36, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	37, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 10: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 11: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	37, // 12: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	38, // 12: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
 	2,  // 13: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
 	9,  // 14: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	9,  // 15: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	38, // 16: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	39, // 16: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
 	9,  // 17: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	38, // 18: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	39, // 18: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
 	20, // 19: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	39, // 20: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	38, // 21: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	40, // 20: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	39, // 21: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
 	24, // 22: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	39, // 23: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	6,  // 24: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	34, // 25: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
-	40, // 26: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
-	4,  // 27: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	39, // 28: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	41, // 29: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
-	41, // 30: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
-	7,  // 31: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 32: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	14, // 33: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	16, // 34: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	18, // 35: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	21, // 36: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	23, // 37: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	42, // 38: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	26, // 39: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	28, // 40: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	30, // 41: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	32, // 42: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	43, // 43: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	8,  // 44: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 45: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 46: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 47: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 48: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	22, // 49: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	25, // 50: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	44, // 51: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	27, // 52: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	29, // 53: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	31, // 54: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	33, // 55: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	45, // 56: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	44, // [44:57] is the sub-list for method output_type
-	31, // [31:44] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	40, // 23: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	25, // 24: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
+	6,  // 25: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
+	35, // 26: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	41, // 27: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
+	4,  // 28: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	40, // 29: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	42, // 30: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
+	42, // 31: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
+	7,  // 32: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 33: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	14, // 34: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	16, // 35: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	18, // 36: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	21, // 37: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 38: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	43, // 39: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	27, // 40: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	29, // 41: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	31, // 42: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	33, // 43: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	44, // 44: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	8,  // 45: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 46: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 47: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 48: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 49: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	22, // 50: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 51: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	45, // 52: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	28, // 53: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	30, // 54: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	32, // 55: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	34, // 56: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	46, // 57: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	45, // [45:58] is the sub-list for method output_type
+	32, // [32:45] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -2750,7 +2916,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,73 @@
+package replay
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// TestColumnsAreTheSameItems checks that items travel alike with and without columns.
+func TestColumnsAreTheSameItems(t *testing.T) {
+	runs := rapid.Custom(func(t *rapid.T) table.Run {
+		return table.Run{First: rapid.Uint64().Draw(t, "first"), Length: rapid.Uint32().Draw(t, "length")}
+	})
+	sample := rapid.Custom(func(t *rapid.T) table.Sample {
+		return table.Sample{
+			Key: table.Key(rapid.Uint64().Draw(t, "key")), Run: runs.Draw(t, "run"), More: rapid.SliceOfN(runs, 0, 3).Draw(t, "more"),
+			Probability: rapid.Float64().Draw(t, "probability"), Weight: rapid.Float64().Draw(t, "weight"),
+			Priority: rapid.Float64().Draw(t, "priority"), Sampled: rapid.Uint32().Draw(t, "sampled"),
+			Size: int(rapid.Uint32().Draw(t, "size")), Age: time.Duration(rapid.Uint32().Draw(t, "age")), Held: rapid.Bool().Draw(t, "held"),
+		}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		samples := rapid.SliceOfN(sample, 0, 8).Draw(t, "samples")
+		encoded, err := proto.Marshal(sampledColumnsOf(samples))
+		require.NoError(t, err)
+		c := new(replayv1.SampledColumns)
+		require.NoError(t, proto.Unmarshal(encoded, c))
+		got, err := sampledItemsIn(c)
+		require.NoError(t, err)
+		want := sampledItemsOf(samples)
+		require.Len(t, got, len(want))
+		for i := range want {
+			require.True(t, proto.Equal(want[i], got[i]), "%v\n%v", want[i], got[i])
+		}
+	})
+}
+
+func TestColumnsThatDoNotFitAreRefused(t *testing.T) {
+	valid := func() *replayv1.SampledColumns {
+		return sampledColumnsOf([]table.Sample{{Key: 1, Run: table.Run{Length: 1}, More: []table.Run{{First: 5, Length: 1}}}, {Key: 2}})
+	}
+	_, err := sampledItemsIn(valid())
+	require.NoError(t, err)
+	for name, damage := range map[string]func(c *replayv1.SampledColumns){
+		"keys":          func(c *replayv1.SampledColumns) { c.Keys = c.GetKeys()[:1] },
+		"probabilities": func(c *replayv1.SampledColumns) { c.Probabilities = c.GetProbabilities()[:1] },
+		"weights":       func(c *replayv1.SampledColumns) { c.Weights = append(c.GetWeights(), 1) },
+		"priorities":    func(c *replayv1.SampledColumns) { c.Priorities = c.GetPriorities()[1:] },
+		"sampled":       func(c *replayv1.SampledColumns) { c.Sampled = c.GetSampled()[1:] },
+		"table_sizes":   func(c *replayv1.SampledColumns) { c.TableSizes = c.GetTableSizes()[1:] },
+		"ages_ns":       func(c *replayv1.SampledColumns) { c.AgesNs = c.GetAgesNs()[1:] },
+		"held":          func(c *replayv1.SampledColumns) { c.Held = []bool{true} },
+		"runs":          func(c *replayv1.SampledColumns) { c.Runs = c.GetRuns()[1:] },
+		"no runs":       func(c *replayv1.SampledColumns) { c.Runs = nil },
+		"many runs":     func(c *replayv1.SampledColumns) { c.GetRuns()[0] = 1 << 31 },
+		"first rows":    func(c *replayv1.SampledColumns) { c.Firsts = c.GetFirsts()[1:] },
+		"lengths":       func(c *replayv1.SampledColumns) { c.Lengths = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := valid()
+			damage(c)
+			_, err := sampledItemsIn(c)
+			require.ErrorIs(t, err, ring.ErrBatch)
+		})
+	}
+}
