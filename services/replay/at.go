@@ -44,7 +44,7 @@ func (h *ReadHead) fetchAt(ctx context.Context, id string, sequences []uint64, i
 	chunk := rowsPerChunk(h.client.layout)
 	for begin := 0; begin < len(sequences); begin += chunk {
 		wanted := sequences[begin:min(begin+chunk, len(sequences))]
-		res, err := h.client.handle.Read(ctx, &replayv1.ReadRequest{Runs: runsOf(wanted), RingId: id})
+		res, err := h.client.Handle().Read(ctx, &replayv1.ReadRequest{Runs: runsOf(wanted), RingId: id})
 		if err != nil {
 			return nil, err
 		}

@@ -18,8 +18,12 @@ import (
 // When a replay is restarted, the client switches to the new ring. The rows of the old one are
 // lost. If the new ring is on another machine, the client goes through the node; it maps the ring
 // again once that is possible.
+//
+// If another node takes over the replay's file, a client that has mapped the ring keeps it, with
+// its heads and areas, and calls that node from then on. Until then its calls fail.
 type Client struct {
-	handle *replayv1raylink.Replay
+	// handle is replaced when another node takes over the file.
+	handle atomic.Pointer[replayv1raylink.Replay]
 	layout ring.Layout
 	// tables are as they were configured when the client was opened.
 	tables []*replayv1.TableConfig
@@ -45,6 +49,8 @@ type mapping struct {
 	ring *ring.Ring
 	// seen is when the ring's creator was last found alive, on the clock of sinceStart.
 	seen atomic.Int64
+	// takeovers is how often the ring had been taken over when the client last looked for its node.
+	takeovers atomic.Uint64
 }
 
 // started is when the process started.
@@ -66,7 +72,8 @@ const (
 // OpenClient returns a client for a replay, whose rows are a [Batch]: [Open] returns one that has
 // them as Go slices. It gets the replay's description, and maps its ring if that is possible.
 func OpenClient(ctx context.Context, handle *replayv1raylink.Replay) (*Client, error) {
-	c := &Client{handle: handle, relocating: make(chan struct{}, 1)}
+	c := &Client{relocating: make(chan struct{}, 1)}
+	c.handle.Store(handle)
 	description, err := handle.Describe(ctx, &replayv1.DescribeRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("open replay: %w", err)
@@ -95,11 +102,20 @@ func mapRing(description *replayv1.DescribeResponse) *mapping {
 	}
 	m := &mapping{ring: r}
 	m.seen.Store(sinceStart())
+	m.takeovers.Store(r.Takeovers())
 	return m
 }
 
-// Handle returns the replay's handle.
-func (c *Client) Handle() *replayv1raylink.Replay { return c.handle }
+// Handle returns the replay's handle: the one that the client was opened with, or that of the node
+// that has taken over the replay's file since.
+func (c *Client) Handle() *replayv1raylink.Replay {
+	if m := c.mapping.Load(); m != nil {
+		if n := m.ring.Takeovers(); n != m.takeovers.Load() {
+			c.follow(m, n)
+		}
+	}
+	return c.handle.Load()
+}
 
 // Layout returns the columns and the capacity. It must not be modified.
 func (c *Client) Layout() ring.Layout { return c.layout }
@@ -196,7 +212,10 @@ func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, er
 	if r, changed, err := c.changed(ended); changed || err != nil {
 		return r, err
 	}
-	description, err := c.handle.Describe(ctx, &replayv1.DescribeRequest{})
+	if ended != nil && c.takenOver(ended) {
+		return ended, nil
+	}
+	description, err := c.Handle().Describe(ctx, &replayv1.DescribeRequest{})
 	if err != nil && ended == nil {
 		return nil, nil //nolint:nilnil // go on through the node, whose next call has the error
 	}
@@ -206,7 +225,44 @@ func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, er
 	if err := compareColumns("", c.layout.Columns, layoutOf(description.GetColumns(), 1).Columns); err != nil {
 		return nil, fmt.Errorf("use the restarted replay: %w", err)
 	}
+	if ended != nil && description.GetRingId() == ended.ID().String() {
+		// The node answered before it ended, or the ring was taken over since.
+		if c.takenOver(ended) {
+			return ended, nil
+		}
+		return nil, fmt.Errorf("the replay's ring is no longer served: %w", ring.ErrOrphaned)
+	}
 	return c.switchTo(mapRing(description))
+}
+
+// takenOver reports whether a ring that was no longer served is served again, because a node has
+// taken over its file.
+func (c *Client) takenOver(r *ring.Ring) bool {
+	served, err := r.Served()
+	if err != nil || !served {
+		return false
+	}
+	if m := c.mapping.Load(); m != nil && m.ring == r {
+		m.seen.Store(sinceStart())
+	}
+	return true
+}
+
+// follow makes the client call the node that has taken over the ring's file, the n-th that did.
+func (c *Client) follow(m *mapping, n uint64) {
+	known := c.handle.Load()
+	if known.Ref().NID() != "" { // otherwise the node is outside any system
+		ref, err := readNodeFile(m.ring.Path() + nodeSuffix)
+		if err != nil {
+			return // it is being written by a later node: look again next time
+		}
+		handle, err := replayv1raylink.ReplayFrom(known.Ref(), ref)
+		if err != nil {
+			return
+		}
+		c.handle.CompareAndSwap(known, handle)
+	}
+	m.takeovers.Store(n)
 }
 
 // changed returns the current ring and whether it differs from the one that has ended.

@@ -115,7 +115,7 @@ func (w *WriteHead) send(ctx context.Context, batch *Batch, wait, together bool)
 		if room != nil {
 			req.WaitMs = waitOf(ctx)
 		}
-		res, err := w.client.handle.Write(ctx, req)
+		res, err := w.client.Handle().Write(ctx, req)
 		if id := res.GetRingId(); id != "" {
 			w.wrote = id
 		}
@@ -229,7 +229,7 @@ func (h *ReadHead) fetchSample(ctx context.Context, n int, into *Batch) error {
 	chunk := rowsPerChunk(h.client.layout)
 	for left := n; left > 0; left -= min(left, chunk) {
 		seed := h.rng.Uint64() | 1
-		res, err := h.client.handle.Sample(ctx, &replayv1.SampleRequest{Rows: uint32(min(left, chunk)), Seed: seed}) //nolint:gosec // at most maxChunk
+		res, err := h.client.Handle().Sample(ctx, &replayv1.SampleRequest{Rows: uint32(min(left, chunk)), Seed: seed}) //nolint:gosec // at most maxChunk
 		if err != nil {
 			return err
 		}
@@ -252,7 +252,7 @@ func (h *ReadHead) fetchNewest(ctx context.Context, n int, into *Batch) error {
 	var before uint64
 	for left := n; left > 0; {
 		wanted := min(left, chunk)
-		res, err := h.client.handle.Newest(ctx, &replayv1.NewestRequest{Rows: uint32(wanted), Before: before}) //nolint:gosec // at most maxChunk
+		res, err := h.client.Handle().Newest(ctx, &replayv1.NewestRequest{Rows: uint32(wanted), Before: before}) //nolint:gosec // at most maxChunk
 		if err != nil {
 			return err
 		}

@@ -36,6 +36,9 @@ func (n *node) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*repl
 		}
 		res.Tables = append(res.Tables, tableInfoOf(t.Inspect()))
 	}
+	if n.file != nil {
+		res.File = n.file.status()
+	}
 	var err error
 	if res.Ring, err = n.inspectRing(); err != nil {
 		return nil, connectError(err)

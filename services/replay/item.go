@@ -407,7 +407,7 @@ func (q *itemQueue) send(ctx context.Context) {
 		var res *replayv1.CreateItemsResponse
 		err := q.client.whileServed(ctx, func(ctx context.Context) error {
 			var err error
-			res, err = q.client.handle.CreateItems(ctx, req)
+			res, err = q.client.Handle().CreateItems(ctx, req)
 			return err
 		})
 		if err == nil && len(res.GetKeys()) > len(some) {
@@ -472,7 +472,7 @@ func (c *Client) waitingFor(table string, call uint64, known string) string {
 	if call != 0 {
 		ctx, cancel := context.WithTimeout(c.ctx, waitingTimeout)
 		defer cancel()
-		res, err := c.handle.Waiting(ctx, &replayv1.WaitingRequest{Table: table, Call: call})
+		res, err := c.Handle().Waiting(ctx, &replayv1.WaitingRequest{Table: table, Call: call})
 		if text := res.GetBlocked().GetText(); err == nil && text != "" {
 			known = text
 		}

@@ -29,11 +29,17 @@ type node struct {
 	// columns are as they were configured, with their initial values.
 	columns []*tensorv1.Column
 	tables  *tables
+	// file is nil if the ring's file is removed with the node.
+	file *openFile
 }
 
-// close ends the tables, and the ring for heads in all processes, and deletes its file.
+// close ends the tables, and the ring for heads in all processes. It removes the ring's file,
+// unless the user named it.
 func (n *node) close() error {
 	n.tables.close(ring.ErrEnded)
+	if n.file != nil {
+		return errors.Join(n.file.close(), n.ring.End(), n.ring.Close(), n.file.own.close())
+	}
 	return errors.Join(n.ring.End(), n.ring.Remove(), n.ring.Close())
 }
 
@@ -175,6 +181,9 @@ func (n *node) read(rows uint32, read func(*ring.ReadHead, *ring.Batch) error) (
 
 // connectError converts an error of the ring to a connect error with a code for the caller.
 func connectError(err error) error {
+	if file, ok := errors.AsType[*FileError](err); ok {
+		return withDetail(connect.CodeFailedPrecondition, err, file.detail())
+	}
 	var room *ring.NoRoomError
 	switch reason := tableReason(err); reason {
 	case replayv1.Reason_REASON_UNSPECIFIED:

@@ -55,6 +55,14 @@ import (
 func Type() runtime.NodeType {
 	return replayv1raylink.ReplayType(
 		func(_ context.Context, self *runtime.Node, config *replayv1.ReplayConfig) (replayv1raylink.ReplayNode, error) {
+			if config.GetFile() != "" {
+				n, err := openNode(config, self.Ref().NodeRef(), self.Logger())
+				if err != nil {
+					return nil, err
+				}
+				self.OnStop(func(context.Context) error { return n.close() })
+				return n, nil
+			}
 			directory := config.GetDirectory()
 			if directory == "" {
 				directory = self.RunDirectory().Mapped()
@@ -73,18 +81,23 @@ func Type() runtime.NodeType {
 		}).Preparing(makeAbsolute)
 }
 
-// makeAbsolute makes the directory absolute in the process that creates the replay. The replay's
-// process and those that use it have other working directories.
+// makeAbsolute makes the directory and the file absolute in the process that creates the replay.
+// The replay's process and those that use it have other working directories.
 func makeAbsolute(config proto.Message) error {
 	c, ok := config.(*replayv1.ReplayConfig)
-	if !ok || c.GetDirectory() == "" {
+	if !ok {
 		return nil
 	}
-	directory, err := filepath.Abs(c.GetDirectory())
-	if err != nil {
-		return fmt.Errorf("make the replay's directory absolute: %w", err)
+	for _, path := range []*string{&c.Directory, &c.File} {
+		if *path == "" {
+			continue
+		}
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			return fmt.Errorf("make the replay's path %q absolute: %w", *path, err)
+		}
+		*path = absolute
 	}
-	c.Directory = directory
 	return nil
 }
 
@@ -133,11 +146,11 @@ func Column[T ring.Element](name string, shape ...uint64) *tensorv1.Column {
 func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error) {
 	layout, err := configured(config)
 	if err != nil {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
+		return nil, invalidConfig(err)
 	}
 	tables, err := newTables(config.GetTables())
 	if err != nil {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
+		return nil, invalidConfig(err)
 	}
 	if err := removeStale(directory, nid); err != nil {
 		return nil, err
@@ -151,6 +164,10 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 		return nil, errors.Join(err, r.Remove(), r.Close())
 	}
 	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: tables}, nil
+}
+
+func invalidConfig(err error) error {
+	return connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
 }
 
 // configured returns the layout of a configuration, or why there can't be such a ring.

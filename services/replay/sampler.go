@@ -305,7 +305,7 @@ func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool
 	s.call.Store(req.GetCall())
 	var res *replayv1.SampleItemsResponse
 	if err := client.whileServed(ctx, func(ctx context.Context) (err error) {
-		res, err = client.handle.SampleItems(ctx, req)
+		res, err = client.Handle().SampleItems(ctx, req)
 		return err
 	}); err != nil {
 		return false, err
@@ -490,7 +490,7 @@ func (s *Sampler[C]) Update(ctx context.Context, keys []Key, priorities []float6
 		req.Keys, req.Priorities = append(req.Keys, key.number), append(req.Priorities, priorities[i])
 	}
 	for _, req := range requests {
-		res, updateErr := s.typed.client.handle.UpdatePriorities(ctx, req)
+		res, updateErr := s.typed.client.Handle().UpdatePriorities(ctx, req)
 		stale += int(res.GetStale()) //nolint:gosec // at most the number of keys
 		err = errors.Join(err, ringError(updateErr))
 	}

@@ -146,7 +146,7 @@ func (c *Client) Delete(ctx context.Context, tableName string, keys []Key) (stal
 		req.Keys = append(req.Keys, key.number)
 	}
 	for _, req := range requests {
-		res, deleteErr := c.handle.DeleteItems(ctx, req)
+		res, deleteErr := c.Handle().DeleteItems(ctx, req)
 		stale += int(res.GetStale()) //nolint:gosec // at most the number of keys
 		err = errors.Join(err, ringError(deleteErr))
 	}
@@ -164,7 +164,7 @@ func (c *Client) Delete(ctx context.Context, tableName string, keys []Key) (stal
 func (c *Client) SetLimiter(ctx context.Context, tableName string, limiter Limiter) error {
 	err := c.callable(ctx)
 	if err == nil {
-		_, err = c.handle.SetLimiter(ctx, &replayv1.SetLimiterRequest{Table: tableName, Limiter: limiter.message})
+		_, err = c.Handle().SetLimiter(ctx, &replayv1.SetLimiterRequest{Table: tableName, Limiter: limiter.message})
 	}
 	if err != nil {
 		return fmt.Errorf("set the limiter of table %q: %w", tableName, ringError(err))

@@ -30,6 +30,11 @@ const (
 
 // newTables returns empty tables, or why there can't be such.
 func newTables(configs []*replayv1.TableConfig) (*tables, error) {
+	return makeTables(configs, func(_ *replayv1.TableConfig, config table.Config) (*table.Table, error) { return table.New(config) })
+}
+
+// makeTables returns tables that are made by a function.
+func makeTables(configs []*replayv1.TableConfig, newTable func(*replayv1.TableConfig, table.Config) (*table.Table, error)) (*tables, error) {
 	ts := &tables{byName: make(map[string]*table.Table)}
 	for i, c := range configs {
 		if c.GetName() == "" {
@@ -42,7 +47,7 @@ func newTables(configs []*replayv1.TableConfig) (*tables, error) {
 		if err != nil {
 			return nil, err
 		}
-		t, err := table.New(config)
+		t, err := newTable(c, config)
 		if err != nil {
 			return nil, err
 		}

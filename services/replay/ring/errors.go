@@ -21,6 +21,10 @@ var (
 	// ErrOtherMachine means that the ring was made on another machine, or before this one was last
 	// booted.
 	ErrOtherMachine = errors.New("the ring was made on another machine, or before this one was last booted: its memory can't be shared")
+	// ErrForeign means that others than its user can access a file, or that it is none.
+	ErrForeign = mapfile.ErrForeign
+	// ErrInUse means that the ring's creator is alive: see [InUseError].
+	ErrInUse = errors.New("the ring is in use")
 	// ErrUnsupported means that the operating system lacks what rings need.
 	ErrUnsupported = mapfile.ErrUnsupported
 	// ErrClosed means that the ring was closed.

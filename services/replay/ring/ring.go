@@ -161,6 +161,17 @@ func Open(path string, id ID) (*Ring, error) {
 }
 
 func (r *Ring) attach(id ID, size int64) error {
+	if err := r.load(size); err != nil {
+		return err
+	}
+	if r.head.id != id {
+		return fmt.Errorf("%w: it holds %v, not %v", ErrWrongRing, r.head.id, id)
+	}
+	return r.mapFile()
+}
+
+// load reads the file's header, and checks that its memory can be shared.
+func (r *Ring) load(size int64) error {
 	start := make([]byte, min(size, maxHeader))
 	if _, err := r.file.ReadAt(start, 0); err != nil {
 		return fmt.Errorf("read header: %w", err)
@@ -168,9 +179,6 @@ func (r *Ring) attach(id ID, size int64) error {
 	head, err := parseHeader(start, size)
 	if err != nil {
 		return err
-	}
-	if head.id != id {
-		return fmt.Errorf("%w: it holds %v, not %v", ErrWrongRing, head.id, id)
 	}
 	boot, err := mapfile.BootID()
 	if err != nil {
@@ -180,7 +188,7 @@ func (r *Ring) attach(id ID, size int64) error {
 		return ErrOtherMachine
 	}
 	r.head, r.run = head, head.run()
-	return r.mapFile()
+	return nil
 }
 
 // Path returns the name of the ring's file.

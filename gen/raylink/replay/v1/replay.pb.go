@@ -235,7 +235,15 @@ type ReplayConfig struct {
 	// The maximum size of the mapped file in bytes: the ring has room for as many rows as fit.
 	CapacityBytes uint64 `protobuf:"varint,4,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
 	// The tables, with different names.
-	Tables        []*TableConfig `protobuf:"bytes,5,rep,name=tables,proto3" json:"tables,omitempty"`
+	Tables []*TableConfig `protobuf:"bytes,5,rep,name=tables,proto3" json:"tables,omitempty"`
+	// The file of the ring; empty for one in the directory, which is removed when the node ends. The
+	// file is kept. When the node has ended or its process was killed, the next node that is created
+	// with the file takes it over, until the machine is booted: it has the same rows, processes that
+	// have mapped the ring go on, and tables have their items as they were at most a second before.
+	// Columns and capacity must be the same; the configuration of tables may change. A relative path
+	// is relative to the working directory of the process that creates the node. The node also uses
+	// the files with this name and .items or .node appended. docs/replay.md has the details.
+	File          string `protobuf:"bytes,6,opt,name=file,proto3" json:"file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -303,6 +311,13 @@ func (x *ReplayConfig) GetTables() []*TableConfig {
 		return x.Tables
 	}
 	return nil
+}
+
+func (x *ReplayConfig) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
 }
 
 // TableConfig describes a table: items, which are runs of rows, to be sampled and removed in some
@@ -2265,9 +2280,11 @@ func (x *InspectRequest) GetTable() string {
 }
 
 type InspectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tables        []*TableInfo           `protobuf:"bytes,1,rep,name=tables,proto3" json:"tables,omitempty"`
-	Ring          *RingInfo              `protobuf:"bytes,2,opt,name=ring,proto3" json:"ring,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tables []*TableInfo           `protobuf:"bytes,1,rep,name=tables,proto3" json:"tables,omitempty"`
+	Ring   *RingInfo              `protobuf:"bytes,2,opt,name=ring,proto3" json:"ring,omitempty"`
+	// Set if the replay has a file.
+	File          *FileStatus `protobuf:"bytes,10,opt,name=file,proto3" json:"file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2312,6 +2329,13 @@ func (x *InspectResponse) GetTables() []*TableInfo {
 func (x *InspectResponse) GetRing() *RingInfo {
 	if x != nil {
 		return x.Ring
+	}
+	return nil
+}
+
+func (x *InspectResponse) GetFile() *FileStatus {
+	if x != nil {
+		return x.File
 	}
 	return nil
 }
@@ -2549,13 +2573,14 @@ var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xdc\x01\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xf0\x01\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
 	"\tdirectory\x18\x03 \x01(\tR\tdirectory\x12%\n" +
 	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\x126\n" +
-	"\x06tables\x18\x05 \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\"\x83\x02\n" +
+	"\x06tables\x18\x05 \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\x12\x12\n" +
+	"\x04file\x18\x06 \x01(\tR\x04file\"\x83\x02\n" +
 	"\vTableConfig\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
 	"\asampler\x18\x02 \x01(\v2\x1b.raylink.replay.v1.SelectorR\asampler\x125\n" +
@@ -2694,10 +2719,12 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\alimiter\x18\x02 \x01(\v2\x1a.raylink.replay.v1.LimiterR\alimiter\"\x14\n" +
 	"\x12SetLimiterResponse\"&\n" +
 	"\x0eInspectRequest\x12\x14\n" +
-	"\x05table\x18\x01 \x01(\tR\x05table\"x\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\"\xab\x01\n" +
 	"\x0fInspectResponse\x124\n" +
 	"\x06tables\x18\x01 \x03(\v2\x1c.raylink.replay.v1.TableInfoR\x06tables\x12/\n" +
-	"\x04ring\x18\x02 \x01(\v2\x1b.raylink.replay.v1.RingInfoR\x04ring\"\x94\x06\n" +
+	"\x04ring\x18\x02 \x01(\v2\x1b.raylink.replay.v1.RingInfoR\x04ring\x121\n" +
+	"\x04file\x18\n" +
+	" \x01(\v2\x1d.raylink.replay.v1.FileStatusR\x04file\"\x94\x06\n" +
 	"\tTableInfo\x126\n" +
 	"\x06config\x18\x01 \x01(\v2\x1e.raylink.replay.v1.TableConfigR\x06config\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1a\n" +
@@ -2830,11 +2857,12 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*Run)(nil),                      // 39: raylink.replay.v1.Run
 	(*Blocked)(nil),                  // 40: raylink.replay.v1.Blocked
 	(*RingInfo)(nil),                 // 41: raylink.replay.v1.RingInfo
-	(*Needs)(nil),                    // 42: raylink.replay.v1.Needs
-	(*WaitingRequest)(nil),           // 43: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 44: raylink.replay.v1.ListItemsRequest
-	(*WaitingResponse)(nil),          // 45: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 46: raylink.replay.v1.ListItemsResponse
+	(*FileStatus)(nil),               // 42: raylink.replay.v1.FileStatus
+	(*Needs)(nil),                    // 43: raylink.replay.v1.Needs
+	(*WaitingRequest)(nil),           // 44: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 45: raylink.replay.v1.ListItemsRequest
+	(*WaitingResponse)(nil),          // 46: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 47: raylink.replay.v1.ListItemsResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	36, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
@@ -2865,41 +2893,42 @@ var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	6,  // 25: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
 	35, // 26: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
 	41, // 27: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
-	4,  // 28: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	40, // 29: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	42, // 30: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
-	42, // 31: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
-	7,  // 32: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 33: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	14, // 34: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	16, // 35: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	18, // 36: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	21, // 37: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	23, // 38: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	43, // 39: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 40: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	29, // 41: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	31, // 42: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	33, // 43: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	44, // 44: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	8,  // 45: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 46: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 47: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 48: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 49: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	22, // 50: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 51: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	45, // 52: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	28, // 53: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	30, // 54: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	32, // 55: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	34, // 56: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	46, // 57: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	45, // [45:58] is the sub-list for method output_type
-	32, // [32:45] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	42, // 28: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
+	4,  // 29: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	40, // 30: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	43, // 31: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
+	43, // 32: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
+	7,  // 33: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 34: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	14, // 35: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	16, // 36: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	18, // 37: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	21, // 38: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 39: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	44, // 40: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	27, // 41: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	29, // 42: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	31, // 43: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	33, // 44: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	45, // 45: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	8,  // 46: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 47: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 48: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 49: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 50: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	22, // 51: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 52: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	46, // 53: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	28, // 54: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	30, // 55: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	32, // 56: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	34, // 57: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	47, // 58: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	46, // [46:59] is the sub-list for method output_type
+	33, // [33:46] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -2907,6 +2936,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 	if File_raylink_replay_v1_replay_proto != nil {
 		return
 	}
+	file_raylink_replay_v1_file_proto_init()
 	file_raylink_replay_v1_inspect_proto_init()
 	file_raylink_replay_v1_items_proto_init()
 	file_raylink_replay_v1_replay_proto_msgTypes[17].OneofWrappers = []any{}

@@ -40,6 +40,8 @@ const (
 	recordHeader = 13
 	// maxRecord is the maximum size of a payload.
 	maxRecord = 1 << 26
+	// maxItems is the size from which items go to another record.
+	maxItems = 1 << 20
 )
 
 type kind byte
@@ -72,16 +74,18 @@ func AppendTable(b []byte, index int, name string, config []byte) []byte {
 	})
 }
 
-// AppendItems appends the states of slots of a table, as they were at the time now: a few thousand
-// at most.
+// AppendItems appends the states of slots of a table, as they were at the time now.
 func AppendItems(b []byte, index int, states []table.State, now time.Time) []byte {
-	return appendRecord(b, kindItems, func(b []byte) []byte {
-		b = binary.AppendUvarint(b, uint64(index)) //nolint:gosec // not negative
-		for i := range states {
-			b = AppendItem(b, &states[i], now)
-		}
-		return b
-	})
+	for len(states) > 0 {
+		b = appendRecord(b, kindItems, func(b []byte) []byte {
+			b = binary.AppendUvarint(b, uint64(index)) //nolint:gosec // not negative
+			for begin := len(b); len(states) > 0 && len(b)-begin < maxItems; states = states[1:] {
+				b = AppendItem(b, &states[0], now)
+			}
+			return b
+		})
+	}
+	return b
 }
 
 // AppendCommit appends a commit, with the state of each table. It is collected after the items, so

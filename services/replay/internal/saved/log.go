@@ -1,0 +1,304 @@
+package saved
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/raylink/raylink/services/replay/internal/table"
+)
+
+// Source is a table that a [Log] saves. Config is stored with it.
+type Source struct {
+	Name   string
+	Config []byte
+	Table  *table.Table
+}
+
+// Log keeps the state of tables in a file. Its methods must not be called concurrently; the tables
+// may be used meanwhile, and are locked for short times only.
+//
+// What [Log.Save] costs depends on what has changed. The file grows with each change. Once it has
+// grown enough, Save also writes a new file, in parts, which then replaces it: first all items that
+// there are, and meanwhile what changes. The process may be killed at any time: the file has the
+// state of a commit, never parts of a later one. That does not protect against power loss.
+type Log struct {
+	path    string
+	owner   []byte
+	sources []Source
+	// create makes an empty file.
+	create func(path string) (file, error)
+
+	out output
+	// base is the size that the file had when it was made.
+	base int64
+	// buf is encoded and not yet written.
+	buf []byte
+	// begun means that there are items since the last commit, whose states of tables are metas.
+	begun  bool
+	metas  []table.Meta
+	states []table.State
+	// next is a new file that is being written, or nil.
+	next *rewrite
+}
+
+// file is an [os.File].
+type file interface {
+	WriteAt(b []byte, offset int64) (int, error)
+	Truncate(size int64) error
+	Close() error
+}
+
+// output is a file, and where its next record goes.
+type output struct {
+	file file
+	end  int64
+}
+
+// rewrite is a new file that is being written.
+type rewrite struct {
+	out output
+	// index is that of the table whose items are next, from the slot from.
+	index int
+	from  uint32
+}
+
+const (
+	// together is how many states are collected at once, with the table's lock.
+	together = 1024
+	// flushSize is how much is written at once, about.
+	flushSize = 1 << 20
+	// rewriteSize is the least size of a file that is written anew.
+	rewriteSize = 4 << 20
+	// rewriteTime is how long a call of Save works on a new file, about.
+	rewriteTime = 100 * time.Millisecond
+	// collectTime is how long a call of Save collects changes, if there are always more.
+	collectTime = 250 * time.Millisecond
+)
+
+// Create makes a file with all that the tables have, in place of the one that may be there, and
+// returns its log. The owner identifies what the items' rows belong to.
+func Create(path string, owner []byte, sources []Source) (*Log, error) {
+	l := newLog(path, owner, sources)
+	return l, l.start()
+}
+
+// Resume goes on with a file that was read, whose tables are the sources, in the same order.
+func Resume(path string, content *Content, sources []Source) (*Log, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // complete
+	}
+	if err := f.Truncate(content.End); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	l := newLog(path, content.Owner, sources)
+	// As though it had grown by half: how large it was at first is not known.
+	l.out, l.base = output{file: f, end: content.End}, content.End/2
+	return l, nil
+}
+
+func newLog(path string, owner []byte, sources []Source) *Log {
+	for _, s := range sources {
+		s.Table.Track()
+	}
+	return &Log{
+		path: path, owner: slices.Clone(owner), sources: sources, create: createFile,
+		states: make([]table.State, together), metas: make([]table.Meta, len(sources)),
+	}
+}
+
+func createFile(path string) (file, error) {
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+}
+
+// temporary is the name of a new file until it is complete.
+func (l *Log) temporary() string { return l.path + ".new" }
+
+// start makes the first file.
+func (l *Log) start() error {
+	if err := l.beginRewrite(); err != nil {
+		return err
+	}
+	for l.next != nil && l.next.index < len(l.sources) {
+		if err := l.listSome(); err != nil {
+			return errors.Join(err, l.abandonRewrite())
+		}
+	}
+	l.collectMetas()
+	if err := l.next.out.write(AppendCommit(nil, l.metas)); err != nil {
+		return errors.Join(err, l.abandonRewrite())
+	}
+	if err := l.finishRewrite(); err != nil {
+		return errors.Join(err, l.abandonRewrite())
+	}
+	return nil
+}
+
+// Save writes what has changed since the last call, if anything has. After an error, what has
+// changed is written by the next call that succeeds: until then the file has an earlier state.
+func (l *Log) Save() error {
+	if err := l.flush(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	for i, s := range l.sources {
+		for n := together; n == together && time.Since(begin) < collectTime; {
+			now := time.Now()
+			if n = s.Table.Changes(l.states); n > 0 {
+				l.begun = true
+				l.buf = AppendItems(l.buf, i, l.states[:n], now)
+			}
+			if len(l.buf) < flushSize {
+				continue
+			}
+			if err := l.flush(); err != nil {
+				return err
+			}
+		}
+	}
+	listed := l.next != nil && l.next.index == len(l.sources)
+	if l.collectMetas() || l.begun || listed {
+		l.buf, l.begun = AppendCommit(l.buf, l.metas), false
+	}
+	if err := l.flush(); err != nil {
+		return err
+	}
+	return l.rewrite()
+}
+
+// Close closes the file.
+func (l *Log) Close() error {
+	return errors.Join(l.abandonRewrite(), l.out.file.Close())
+}
+
+// Size returns the size of the file.
+func (l *Log) Size() int64 { return l.out.end }
+
+// collectMetas collects the states of the tables, and reports whether any has changed.
+func (l *Log) collectMetas() bool {
+	changed := false
+	for i, s := range l.sources {
+		meta := s.Table.Meta()
+		changed = changed || meta != l.metas[i]
+		l.metas[i] = meta
+	}
+	return changed
+}
+
+// flush writes what is encoded, also to a new file that is being written.
+func (l *Log) flush() error {
+	if len(l.buf) == 0 {
+		return nil
+	}
+	if err := l.out.write(l.buf); err != nil {
+		return fmt.Errorf("save the items in %s: %w", l.path, err)
+	}
+	var err error
+	if l.next != nil {
+		if err = l.next.out.write(l.buf); err != nil {
+			err = errors.Join(fmt.Errorf("save the items in %s: %w", l.temporary(), err), l.abandonRewrite())
+		}
+	}
+	l.buf = l.buf[:0]
+	return err
+}
+
+// write writes at the end. After an error the file has none of it, or a record that is incomplete.
+func (o *output) write(b []byte) error {
+	if _, err := o.file.WriteAt(b, o.end); err != nil {
+		return errors.Join(err, o.file.Truncate(o.end))
+	}
+	o.end += int64(len(b))
+	return nil
+}
+
+// rewrite begins, continues or completes a new file, after a commit.
+func (l *Log) rewrite() error {
+	if l.next == nil {
+		if l.out.end < rewriteSize || l.out.end < 3*l.base {
+			return nil
+		}
+		l.base = l.out.end // if that fails, it is tried again once the file has grown as much again
+		if err := l.beginRewrite(); err != nil {
+			return err
+		}
+	}
+	if l.next.index == len(l.sources) { // the commit before has all of the items listed
+		if err := l.finishRewrite(); err != nil {
+			return errors.Join(err, l.abandonRewrite())
+		}
+		return nil
+	}
+	for begin := time.Now(); l.next.index < len(l.sources) && time.Since(begin) < rewriteTime; {
+		if err := l.listSome(); err != nil {
+			return errors.Join(err, l.abandonRewrite())
+		}
+	}
+	return nil
+}
+
+func (l *Log) beginRewrite() error {
+	f, err := l.create(l.temporary())
+	if err != nil {
+		return fmt.Errorf("save the items: %w", err)
+	}
+	l.next = &rewrite{out: output{file: f}}
+	b := AppendOwner(nil, l.owner)
+	for i, s := range l.sources {
+		b = AppendTable(b, i, s.Name, s.Config)
+	}
+	if err := l.next.out.write(b); err != nil {
+		return errors.Join(fmt.Errorf("save the items in %s: %w", l.temporary(), err), l.abandonRewrite())
+	}
+	return nil
+}
+
+// listSome writes some items to the new file.
+func (l *Log) listSome() error {
+	next := l.next
+	now := time.Now()
+	n, from := l.sources[next.index].Table.Items(next.from, l.states)
+	if n > 0 {
+		if err := next.out.write(AppendItems(nil, next.index, l.states[:n], now)); err != nil {
+			return fmt.Errorf("save the items in %s: %w", l.temporary(), err)
+		}
+	}
+	if next.from = from; n < len(l.states) {
+		next.index, next.from = next.index+1, 0
+	}
+	return nil
+}
+
+// finishRewrite replaces the file by the new one.
+func (l *Log) finishRewrite() error {
+	if err := os.Rename(l.temporary(), l.path); err != nil {
+		return fmt.Errorf("save the items: %w", err)
+	}
+	before := l.out
+	l.out, l.next = l.next.out, nil
+	l.base = l.out.end
+	if before.file == nil {
+		return nil
+	}
+	if err := before.file.Close(); err != nil {
+		return fmt.Errorf("save the items: close the file before: %w", err)
+	}
+	return nil
+}
+
+// abandonRewrite removes a new file that is being written.
+func (l *Log) abandonRewrite() error {
+	if l.next == nil {
+		return nil
+	}
+	err := l.next.out.file.Close()
+	l.next = nil
+	if removeErr := os.Remove(l.temporary()); !errors.Is(removeErr, fs.ErrNotExist) {
+		err = errors.Join(err, removeErr)
+	}
+	return err
+}
