@@ -230,7 +230,11 @@ func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, er
 		if c.takenOver(ended) {
 			return ended, nil
 		}
-		return nil, fmt.Errorf("the replay's ring is no longer served: %w", ring.ErrOrphaned)
+		cause := ring.ErrEnded
+		if orphaned, err := ended.Orphaned(); err != nil || orphaned {
+			cause = ring.ErrOrphaned
+		}
+		return nil, fmt.Errorf("the replay's ring is no longer served: %w", cause)
 	}
 	return c.switchTo(mapRing(description))
 }
@@ -254,7 +258,7 @@ func (c *Client) follow(m *mapping, n uint64) {
 	if known.Ref().NID() != "" { // otherwise the node is outside any system
 		ref, err := readNodeFile(m.ring.Path() + nodeSuffix)
 		if err != nil {
-			return // it is being written by a later node: look again next time
+			return // a later node is writing it: retry next time
 		}
 		handle, err := replayv1raylink.ReplayFrom(known.Ref(), ref)
 		if err != nil {

@@ -2,14 +2,16 @@ package replay
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
+	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
 
@@ -355,32 +357,21 @@ func TestUnfinishedFileIsMadeAnew(t *testing.T) {
 	createItems(t, n, "per", 0)
 }
 
-// TestFullDisk fails to save the items.
-func TestFullDisk(t *testing.T) {
-	config := fileConfig(t, Table("per", FIFO()))
-	var log bytes.Buffer
-	n := openFileNode(t, config, &log)
-	n.file.cancel()
-	n.file.saver.Wait()
-	write(t, open(t, n), 1, 2, 3)
-	createItems(t, n, "per", 0)
-	n.file.save()
-	limited := limitFiles(t, n.file.log.Size()+20)
-	createItems(t, n, "per", 1)
-	n.file.save()
-	n.file.save()
-	require.Equal(t, 1, bytes.Count(log.Bytes(), []byte("the replay's items can't be saved")), log.String())
-	res, err := n.Inspect(t.Context(), &replayv1.InspectRequest{})
-	require.NoError(t, err)
-	require.Contains(t, res.GetFile().GetProblem(), "file too large")
-	createItems(t, n, "per", 2)
-	limited()
-	n.file.save()
-	require.Contains(t, log.String(), "saved again")
-	res, err = n.Inspect(t.Context(), &replayv1.InspectRequest{})
-	require.NoError(t, err)
-	require.Empty(t, res.GetFile().GetProblem())
-	require.Less(t, time.Duration(res.GetFile().GetSavedNs()), 10*time.Second)
-	kill(t, n)
-	require.Equal(t, 3, openFileNode(t, config, nil).tables.byName["per"].Inspect().Size)
+// ringChecksum sets the checksum of a ring's header.
+func ringChecksum(header []byte) {
+	length := binary.LittleEndian.Uint32(header[12:])
+	sum := crc32.Checksum(header[20:length], crc32.MakeTable(crc32.Castagnoli))
+	binary.LittleEndian.PutUint32(header[16:], sum)
+}
+
+// encoded returns an error as another process gets it: with its code, text and details.
+func encoded(t *testing.T, err error) error {
+	t.Helper()
+	var known *connect.Error
+	require.ErrorAs(t, err, &known)
+	bare := connect.NewError(known.Code(), known.Message())
+	for _, detail := range known.Details() {
+		bare = bare.WithDetail(detail)
+	}
+	return bare
 }

@@ -283,7 +283,7 @@ func (c *Client) Inspect(ctx context.Context) (*replayv1.InspectResponse, error)
 	if err := c.opened(); err != nil {
 		return nil, err
 	}
-	res, err := c.handle.Inspect(ctx, &replayv1.InspectRequest{})
+	res, err := c.Handle().Inspect(ctx, &replayv1.InspectRequest{})
 	if err != nil {
 		return nil, ringError(err)
 	}
@@ -366,7 +366,7 @@ func (c *Client) listItems(ctx context.Context, req *replayv1.ListItemsRequest, 
 		}
 		layout = columnsOf(c.layout, chosen)
 	}
-	res, err := c.handle.ListItems(ctx, req)
+	res, err := c.Handle().ListItems(ctx, req)
 	if err != nil {
 		return nil, 0, ringError(err)
 	}

@@ -47,8 +47,8 @@ const (
 	counterSwept
 	// counterParticipants is one more than the highest index that a participant has had.
 	counterParticipants
-	// counterMark is the creator's own: see RaiseMark. It and those after it were added later: older
-	// files of this version have 0 there.
+	// counterMark is the creator's own: see RaiseMark. It and those after it were added later:
+	// older files of this version have 0 there.
 	counterMark
 	// counterTakeovers is how often the ring was taken over.
 	counterTakeovers

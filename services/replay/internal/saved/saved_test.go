@@ -277,7 +277,7 @@ func TestInvalidRecordsAreDamage(t *testing.T) {
 	begin := func() []byte { return AppendTable(AppendOwner(nil, []byte("ring")), 0, "a", nil) }
 	for reason, file := range map[string][]byte{
 		"table 2 follows 1 tables":            AppendTable(begin(), 2, "b", nil),
-		"items of table 1, and there are 1":   AppendItems(begin(), 1, nil, at()),
+		"items of table 1, and there are 1":   AppendItems(begin(), 1, make([]table.State, 1), at()),
 		"a commit of 2 tables instead of 1":   AppendCommit(begin(), make([]table.Meta, 2)),
 		"a record of the unknown kind 9":      appendRecord(begin(), 9, func(b []byte) []byte { return b }),
 		"an item ends too early":              appendRecord(begin(), kindItems, func(b []byte) []byte { return append(b, 0, 1, 2) }),

@@ -115,8 +115,8 @@ func (t *Table) state(slot uint32, now time.Duration) State {
 		Slot: slot, Number: it.number, Run: Run{First: it.first, Length: it.length}, More: t.slots.more(it),
 		Priority: t.priorities.get(slot), Sampled: it.sampled, Age: now - time.Duration(it.created),
 	}
-	if e := t.epochs(); e != nil {
-		s.Drawn, s.Epoch = e.wasDrawn(slot), e.epoch
+	if e := t.epochs(); e != nil && e.wasDrawn(slot) {
+		s.Drawn, s.Epoch = true, e.epoch
 	}
 	return s
 }
