@@ -1726,8 +1726,8 @@ func (x *SampledItem) GetHeld() bool {
 	return false
 }
 
-// SampledColumns are sampled items column by column: the n-th element of a column belongs to the n-th
-// item. A column of zeros may be empty.
+// SampledColumns are sampled items column by column: the n-th element of a column belongs to the
+// n-th item. A column of zeros may be empty.
 type SampledColumns struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Keys          []uint64               `protobuf:"fixed64,1,rep,packed,name=keys,proto3" json:"keys,omitempty"`
