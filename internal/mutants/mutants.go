@@ -2,9 +2,10 @@
 // [Mutant] replaces an expression or statement of the product by a faulty one, and the test that
 // checks the invariant must fail. [All] is the table of mutants.
 //
-// The product has no switches for this. A mutant is applied by an overlay (go help build), in a
-// test binary that is built for it; the files of the source tree stay as they are. The processes
-// that a test starts from its own binary have the mutant too.
+// The product has no switches for this. Mutants are applied by an overlay (go help build), in a
+// test binary that is built for one of them or for several (see [Together]); the files of the
+// source tree stay as they are. The processes that a test starts from its own binary have the
+// mutant too.
 //
 // The package's ordinary test verifies that each mutant can be applied to the source as it is now.
 // make test-mutants builds all of them and runs their tests; see docs/testing.md.
@@ -79,6 +80,8 @@ type Mutant struct {
 	Args []string
 	// Timeout bounds the test; the default is a minute.
 	Timeout time.Duration
+	// Alone means that no other mutant is built into the same binary.
+	Alone bool
 }
 
 // Apply returns the mutated files by name. root is the module's root directory.
@@ -172,6 +175,12 @@ func (m *Mutant) Build(ctx context.Context, root, temp string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return build(ctx, files, root, temp, m.directory(), m.Tags)
+}
+
+// build builds the tests of a directory with an overlay of files, which have the text given for
+// each name.
+func build(ctx context.Context, files map[string][]byte, root, temp, directory, tags string) (string, error) {
 	var overlay struct {
 		Replace map[string]string `json:"Replace"` //nolint:tagliatelle // the name is the go command's
 	}
@@ -192,7 +201,7 @@ func (m *Mutant) Build(ctx context.Context, root, temp string) (string, error) {
 		return "", fmt.Errorf("write the overlay: %w", err)
 	}
 	// Half of the linker's time goes into symbols for debuggers.
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay="+list, "-tags="+m.Tags, "-o="+binary, "./"+m.directory())
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay="+list, "-tags="+tags, "-o="+binary, "./"+directory)
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %w\n%s", ErrBuild, err, out)
@@ -210,6 +219,11 @@ func (m *Mutant) Run(ctx context.Context, root, temp string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return m.run(ctx, root, binary, filepath.Join(temp, overlayName))
+}
+
+// run runs the test of a binary. Programs that the test builds have the same overlay.
+func (m *Mutant) run(ctx context.Context, root, binary, overlay string, env ...string) (string, error) {
 	prints, err := m.prints()
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", m.Name, err)
@@ -225,7 +239,7 @@ func (m *Mutant) Run(ctx context.Context, root, temp string) (string, error) {
 	test := exec.CommandContext(ctx, binary, args...)
 	test.Dir = filepath.Join(root, m.directory())
 	// Programs that the test builds have the fault too.
-	test.Env = append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+filepath.Join(temp, overlayName))
+	test.Env = slices.Concat(os.Environ(), []string{"GOFLAGS=" + os.Getenv("GOFLAGS") + " -overlay=" + overlay}, env)
 	test.WaitDelay = time.Second // processes of the test may have its output open
 	// The test's processes end with it: under a mutant they may spin for ever.
 	test.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -30,11 +30,17 @@ func TestMutants(t *testing.T) {
 	if !*runAll {
 		t.Skip("this takes minutes, and make test-mutants does it")
 	}
-	for _, m := range All() {
-		t.Run(m.Name, func(t *testing.T) {
+	all := All()
+	together := GroupMutants(all, root(t), t.TempDir())
+	for i := range all {
+		t.Run(all[i].Name, func(t *testing.T) {
 			t.Parallel()
-			begin := time.Now()
-			out, err := m.Run(t.Context(), root(t), t.TempDir())
+			m, begin := &all[i], time.Now()
+			run := func() (string, error) { return m.Run(t.Context(), root(t), t.TempDir()) }
+			if together[i] != nil {
+				run = func() (string, error) { return together[i].Run(t.Context(), m, t.TempDir()) }
+			}
+			out, err := run()
 			require.NoError(t, err, "%s", tail(out))
 			prints, err := m.prints()
 			require.NoError(t, err)
