@@ -474,7 +474,7 @@ func ofProcesses() []Mutant {
 			Name:    "runtime/supervised-node-loses-its-configuration",
 			Edit:    Edit{File: "runtime/supervise.go", Func: "supervisor.launch", Original: "s.config", Mutated: "nil"},
 			Package: "cmd/raylink",
-			Test:    "TestParameterServerIsConfigured", Prints: `Should be false`,
+			Test:    "TestParameterServerIsConfigured", Prints: `Should be false`, Alone: true,
 		},
 		{
 			Name: "launch/any-build-is-accepted",

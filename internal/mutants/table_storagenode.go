@@ -89,7 +89,7 @@ func ofStorageReads() []Mutant {
 				Mutated:  "case false:",
 			},
 			Package: "cmd/raylink",
-			Test:    "TestDamagedStorage", Prints: `does not say what is damaged`, Timeout: limit,
+			Test:    "TestDamagedStorage", Prints: `does not say what is damaged`, Timeout: limit, Alone: true,
 		},
 		{
 			Name: "storage/reads-claim-provisional-ids",

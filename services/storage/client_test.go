@@ -63,6 +63,20 @@ func TestUpdatesUnderContentionAreNotLost(t *testing.T) {
 	n, err := Get[int64](ctx, c, "n")
 	require.NoError(t, err)
 	require.EqualValues(t, updaters*each, n)
+
+	// Another update is always in between.
+	outer := true
+	n, err = Update(ctx, c, "n", func(n int64) (int64, error) {
+		if outer {
+			outer = false
+			if _, err := Update(ctx, c, "n", func(n int64) (int64, error) { return n + 1, nil }); err != nil {
+				return 0, err
+			}
+		}
+		return n + 1, nil
+	})
+	require.NoError(t, err)
+	require.EqualValues(t, updaters*each+2, n)
 }
 
 func TestFailedUpdatesChangeNothing(t *testing.T) {
