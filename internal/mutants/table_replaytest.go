@@ -18,11 +18,11 @@ func ofKilledReplays() []Mutant {
 			original: "w != 0 && w&writing == 0", mutated: "w != 0", prints: `torn row|another generation|panicked`,
 		},
 		{
-			name: "rows-are-readable-before-they-are-written", file: ring + "inplace.go", function: "InPlace.append",
+			name: "rows-are-readable-before-they-are-written", file: ring + "inplace.go", function: "InPlace.fill",
 			original: "write(p.columns)", mutated: "p.publish(); write(p.columns)", prints: `torn row|another generation|panicked`,
 		},
 		{
-			name: "rows-of-a-panic-become-readable", file: ring + "inplace.go", function: "InPlace.append",
+			name: "rows-of-a-panic-become-readable", file: ring + "inplace.go", function: "InPlace.fill",
 			original: "p.abandon(inPlace)", mutated: "p.publish()", prints: `panicked`,
 		},
 		{
@@ -35,7 +35,7 @@ func ofKilledReplays() []Mutant {
 		},
 		{
 			name: "acknowledged-rows-are-lost", file: ring + "inplace.go", function: "InPlace.publish",
-			original: "range p.sequences", mutated: "range p.sequences[:(len(p.sequences)+3)*3/4]", prints: `an acknowledged row is lost`,
+			original: "words[p.slot:][:p.rows]", mutated: "words[p.slot:][:p.rows-p.rows/4]", prints: `an acknowledged row is lost`,
 		},
 		{
 			name: "acknowledged-items-are-lost", file: service + "tables.go", function: "node.table",

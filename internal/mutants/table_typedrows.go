@@ -15,17 +15,17 @@ func ofTypedRows() []Mutant {
 		},
 		{
 			Name: "inplace/rows-written-in-part-become-readable-again",
-			Edit: Edit{File: inPlace, Func: "InPlace.append", Original: "p.abandon(inPlace)", Mutated: "p.abandon(false)"},
+			Edit: Edit{File: inPlace, Func: "InPlace.fill", Original: "p.abandon(inPlace)", Mutated: "p.abandon(false)"},
 			Test: "TestRowsAbandonedInPlace",
 		},
 		{
 			Name: "inplace/rows-not-written-to-are-lost",
-			Edit: Edit{File: inPlace, Func: "InPlace.append", Original: "p.abandon(inPlace)", Mutated: "p.abandon(true)"},
+			Edit: Edit{File: inPlace, Func: "InPlace.fill", Original: "p.abandon(inPlace)", Mutated: "p.abandon(true)"},
 			Test: "TestRowsAbandonedInPlace",
 		},
 		{
 			Name: "inplace/refused-write-keeps-its-rows",
-			Edit: Edit{File: inPlace, Func: "InPlace.writeBy", Original: "p.abandon(false)", Mutated: "p.abandon(true)"},
+			Edit: Edit{File: inPlace, Func: "InPlace.lock", Original: "p.abandon(false)", Mutated: "p.abandon(true)"},
 			Test: "TestRefusedWriteInPlaceRestoresRows",
 		},
 		{
@@ -41,7 +41,7 @@ func ofTypedRows() []Mutant {
 		{
 			Name: "inplace/close-unmaps-rows-that-are-being-written",
 			Edit: Edit{
-				File: inPlace, Func: "InPlace.append", Original: "written := false",
+				File: inPlace, Func: "InPlace.fill", Original: "written := false",
 				Mutated: "written := false\n\tp.head.ring.held.Add(-1)\n\tdefer p.head.ring.held.Add(1)",
 			},
 			Test:   "TestRingClosedWhileRowsAreWritten",
@@ -103,8 +103,45 @@ func ofReservedRows() []Mutant {
 			Test: "TestReservedPositionsDoNotGetOld", Args: []string{noFailFile, shrinkBriefly},
 		},
 		{
+			Name: "inplace/reserved-positions-get-old-in-the-usual-case",
+			Edit: Edit{File: ahead, Func: "ahead.ready", Original: "<= k.lag", Mutated: "<= 1<<40"},
+			Test: "TestReservedPositionsDoNotGetOld", Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "inplace/areas-activated-after-the-reservation-are-ignored-in-the-usual-case",
+			Edit: Edit{
+				File: "services/replay/ring/inplace.go", Func: "InPlace.lockAhead",
+				Original: "r.epoch() != k.epoch", Mutated: "r.epoch() != k.epoch && false",
+			},
+			Test: "TestAreaOfRowsReservedAhead",
+		},
+		{
+			Name: "inplace/rows-in-the-usual-case-are-not-older",
+			Edit: Edit{
+				File: "services/replay/ring/inplace.go", Func: "InPlace.lockAhead",
+				Original: "old.sequencePlusOne() > mine.sequence()", Mutated: "false",
+			},
+			Test: "TestRowsOfALaterRoundAreNotOverwritten",
+		},
+		{
+			Name: "inplace/close-ignores-the-marks-of-heads",
+			Edit: Edit{
+				File: "services/replay/ring/seat.go", Func: "Ring.unmapUnused",
+				Original: "r.seats[i].busy.Load() != 0", Mutated: "r.seats[i].busy.Load() > 1",
+			},
+			Test:   "TestRingClosedWhileRowsAreWritten",
+			Prints: `unexpected fault address|index out of range|nil pointer`,
+		},
+		{
+			Name: "inplace/heads-share-a-seat",
+			Edit: Edit{
+				File: "services/replay/ring/seat.go", Func: "InPlace.sit", Original: "s.taken, p.seat", Mutated: "_, p.seat",
+			},
+			Test: "TestRowsOfManyHeadsAreCounted",
+		},
+		{
 			Name: "inplace/nothing-is-reserved-for-later-writes",
-			Edit: Edit{File: ahead, Func: "ahead.keep", Original: "k.size < k.most", Mutated: "k.size < k.most && false"},
+			Edit: Edit{File: ahead, Func: "ahead.grow", Original: "k.size < k.most", Mutated: "k.size < k.most && false"},
 			Test: "TestRowsOfOneWriterLieTogether",
 		},
 		{

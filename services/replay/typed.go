@@ -220,7 +220,9 @@ type TypedWriter[C any] struct {
 	// trust lets small writes rely on an earlier check of the node.
 	trust trust
 	// batch is kept for the next write unless it is large.
-	batch     *TypedBatch[C]
+	batch *TypedBatch[C]
+	// The sequence numbers of the last write are those of last, or if that is nil, sequences.
+	last      *ring.InPlace
 	sequences []uint64
 }
 
@@ -276,13 +278,18 @@ func (w *TypedWriter[C]) TryAppend(ctx context.Context, n int, write func(rows *
 
 // Sequences returns the sequence numbers of the rows of the last write, in increasing order. They
 // are valid until the next write.
-func (w *TypedWriter[C]) Sequences() []uint64 { return w.sequences }
+func (w *TypedWriter[C]) Sequences() []uint64 {
+	if w.last != nil {
+		return w.last.Sequences()
+	}
+	return w.sequences
+}
 
 // append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
 	err := w.appendRows(ctx, n, write, wait)
 	if w.history.most > 0 {
-		w.history.add(w.wrote, w.sequences)
+		w.history.add(w.wrote, w.Sequences())
 	}
 	return err
 }
@@ -293,10 +300,10 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 	case w.write != nil:
 		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
 	case n < 0 || uint64(n) > capacity:
-		w.sequences = nil
+		w.last, w.sequences = nil, nil
 		return fmt.Errorf("%w: %d rows to append, and the ring has %d", ring.ErrBatch, n, capacity)
 	}
-	w.sequences, w.write, w.n = nil, write, n
+	w.last, w.sequences, w.write, w.n = nil, nil, write, n
 	defer func() {
 		var none C
 		w.write, w.rows = nil, none // so that using the columns later fails, instead of changing another row
@@ -330,14 +337,11 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 
 // appendInPlace writes to the ring that the writer is bound to.
 func (w *TypedWriter[C]) appendInPlace(ctx context.Context, n int, wait bool) error {
-	var err error
-	if wait {
-		err = w.inPlace.Append(ctx, n, w.fill)
-	} else {
-		err = w.inPlace.TryAppend(n, w.fill)
+	w.last, w.wrote = w.inPlace, w.id
+	if !wait {
+		return w.inPlace.TryAppend(n, w.fill)
 	}
-	w.sequences, w.wrote = w.inPlace.Sequences(), w.id
-	return err
+	return w.inPlace.Append(ctx, n, w.fill)
 }
 
 // appendLarge writes more rows than are written together.
@@ -379,9 +383,7 @@ func (w *TypedWriter[C]) fillColumns(columns [][]byte) {
 	if w.initialize {
 		w.typed.row.Initialize(columns)
 	}
-	if err := w.typed.row.View(&w.rows, w.n, columns); err != nil {
-		panic(err) // As has made sure of the columns
-	}
+	w.typed.row.Generated.View(&w.rows, columns) // As has made sure of the columns
 	w.write(&w.rows)
 }
 

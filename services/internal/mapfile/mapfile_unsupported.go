@@ -66,3 +66,9 @@ func Locked(*os.File, uint64) (bool, error) { return false, ErrUnsupported }
 
 // BootID returns [ErrUnsupported].
 func BootID() ([16]byte, error) { return [16]byte{}, ErrUnsupported }
+
+// HasBarrier reports false.
+func HasBarrier() bool { return false }
+
+// Barrier returns [ErrUnsupported].
+func Barrier() error { return ErrUnsupported }

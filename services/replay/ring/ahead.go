@@ -26,6 +26,10 @@ const (
 // ahead are positions reserved for later writes: [from, to). None of them was in an area at epoch.
 type ahead struct {
 	from, to, epoch uint64
+	// slot is that of from.
+	slot uint64
+	// room is how many rows a write may have, as areas were at epoch; 0 if that is not known.
+	room uint64
 	// begin is the first one that was reserved.
 	begin uint64
 	// size is how many to reserve next time; most is its maximum, and lag that of the positions
@@ -62,11 +66,60 @@ func (k *ahead) resume(a *allocator, rows uint64) {
 	a.from, a.to, a.epoch = k.from, k.to, k.epoch
 }
 
+// refill is reserve where nothing is in the way, by what the head knows about areas. Otherwise it
+// returns false, and reserves nothing.
+func (k *ahead) refill(w *WriteHead, rows uint64) bool {
+	r := w.ring
+	s, position := w.surveyed.Load(), r.counter(counterHead)
+	head, wanted := position.Load(), k.wanted(rows)
+	if s == nil || s.epoch != r.epoch() || head < s.from || head+wanted > s.to || s.room(r) < rows ||
+		head > maxSequence-wanted-r.head.layout.Capacity || !position.CompareAndSwap(head, head+wanted) {
+		return false
+	}
+	r.enter(head, head+wanted)
+	k.from, k.to, k.epoch, k.begin = head, head+wanted, s.epoch, head
+	k.slot, k.room = head%r.head.layout.Capacity, s.room(r)
+	return true
+}
+
+// ready reports whether a number of rows can be written at the next positions, unless an area was
+// activated since.
+func (k *ahead) ready(r *Ring, rows uint64) bool {
+	return rows <= k.to-k.from && rows <= k.room && rows <= r.head.layout.Capacity-k.slot &&
+		r.counter(counterHead).Load()-k.to <= k.lag
+}
+
+// advance removes positions that were used.
+func (k *ahead) advance(r *Ring, rows uint64) {
+	k.from += rows
+	if k.slot += rows; k.slot == r.head.layout.Capacity {
+		k.slot = 0
+	}
+	if k.from == k.to {
+		k.grow(r)
+	}
+}
+
+// grow reserves more next time if the positions were used up quickly.
+func (k *ahead) grow(r *Ring) {
+	if k.size < k.most && r.counter(counterHead).Load()-k.begin <= k.lag/4 {
+		k.size = min(2*k.size, k.most)
+	}
+}
+
+// wanted is how many positions to reserve for a number of rows if all of them lie together.
+func (k *ahead) wanted(rows uint64) uint64 {
+	if k.size > rows {
+		return k.size - k.size%rows
+	}
+	return rows
+}
+
 // reserve reserves positions for a number of rows, and more if all of them lie together.
 func (k *ahead) reserve(a *allocator, rows uint64, together bool) bool {
 	wanted := rows
-	if together && k.size > rows {
-		wanted = k.size - k.size%rows
+	if together {
+		wanted = k.wanted(rows)
 	}
 	ok := a.reserve(wanted)
 	k.begin = a.from
@@ -75,9 +128,15 @@ func (k *ahead) reserve(a *allocator, rows uint64, together bool) bool {
 
 // keep keeps the positions that an allocator has left.
 func (k *ahead) keep(a *allocator) {
+	r := a.head.ring
 	k.from, k.to, k.epoch = a.from, a.to, a.epoch
-	if k.from == k.to && k.size < k.most && a.head.ring.counter(counterHead).Load()-k.begin <= k.lag/4 {
-		k.size = min(2*k.size, k.most)
+	if k.from == k.to {
+		k.grow(r)
+		return
+	}
+	k.slot, k.room = k.from%r.head.layout.Capacity, 0
+	if s := a.head.surveyed.Load(); s != nil && s.epoch == k.epoch {
+		k.room = s.room(r)
 	}
 }
 

@@ -154,6 +154,15 @@ type survey struct {
 	held uint64
 }
 
+// room is how many rows a write may have.
+func (s *survey) room(r *Ring) uint64 {
+	capacity := r.head.layout.Capacity
+	if s.held == 0 {
+		return capacity
+	}
+	return capacity - min(s.held, capacity)
+}
+
 // survey returns how many rows from a position on are held (blocked), or if there are none, how
 // many follow that are not.
 func (r *Ring) survey(position uint64) (s *survey, blocked uint64) {

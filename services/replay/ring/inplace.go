@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"unsafe" //nolint:depguard // addresses for prefetching
 )
 
 // InPlace writes rows where they are to lie. It is not safe for concurrent use; any number of them
@@ -16,12 +17,20 @@ import (
 // unreadable, until other writers reach them.
 type InPlace struct {
 	head *WriteHead
+	// seat is nil if the head has none; count is the index of its count of rows, and unseated the
+	// number of writes without a seat. See seat.go.
+	seat     *seat
+	count    int
+	unseated uint64
 	// most is the maximum number of rows of one write.
 	most int
+	// prefetched is how many cache lines of each column are prefetched at once.
+	prefetched uint64
 	// rows is how many rows are being written; 0 between writes.
 	rows int
-	// sequences are the rows locked so far, in increasing order, and replaced the words that they
-	// had before.
+	// The rows locked so far are run or, if that is empty, sequences, in increasing order; replaced
+	// has the words that they had before.
+	run       positions
 	sequences []uint64
 	replaced  []word
 	// slot is that of the first of them.
@@ -46,8 +55,10 @@ func (r *Ring) InPlace() (*InPlace, error) {
 // InPlace returns a head that writes in place, which uses this one.
 func (w *WriteHead) InPlace() *InPlace {
 	r := w.ring
+	columns := len(r.head.geometry.columns)
 	return &InPlace{
-		head: w, most: r.head.layout.MaxTogether(), columns: make([][]byte, len(r.head.geometry.columns)), ahead: r.newAhead(),
+		head: w, most: r.head.layout.MaxTogether(), columns: make([][]byte, columns), ahead: r.newAhead(),
+		prefetched: max(1, prefetched/uint64(columns)),
 	}
 }
 
@@ -82,47 +93,82 @@ func (l Layout) MaxTogether() int {
 // it should not block. It may use the ring: closing the ring meanwhile is safe, and the rows are
 // written still.
 func (p *InPlace) Append(ctx context.Context, n int, write func(columns [][]byte)) error {
+	if p.begin(n) {
+		return p.fill(write)
+	}
 	return p.append(n, write, func(o *obstacle) error { return p.head.wait(ctx, p, o) })
 }
 
 // TryAppend is Append, except that it does not wait: it returns a [NoRoomError] if there is no room
 // for the rows now.
 func (p *InPlace) TryAppend(n int, write func(columns [][]byte)) error {
+	if p.begin(n) {
+		return p.fill(write)
+	}
 	return p.append(n, write, func(o *obstacle) error { return p.head.refused(p, o, 0, nil) })
 }
 
 // Sequences returns the sequence numbers of the rows of the last write, in increasing order; none
 // if it failed. They are valid until the next write.
-func (p *InPlace) Sequences() []uint64 { return p.sequences }
+func (p *InPlace) Sequences() []uint64 {
+	if len(p.sequences) == 0 {
+		for sequence := p.run.from; sequence < p.run.to; sequence++ {
+			p.sequences = append(p.sequences, sequence)
+		}
+	}
+	return p.sequences
+}
 
-func (p *InPlace) append(n int, write func(columns [][]byte), blocked func(*obstacle) error) (err error) {
+// begin locks n rows and holds the mapping in the usual case of a head that writes repeatedly: see
+// lockAhead. Otherwise it returns false, and append begins anew.
+func (p *InPlace) begin(n int) bool {
+	if p.seat == nil || p.rows > 0 || n <= 0 || n > p.most || p.enter() != nil {
+		return false
+	}
+	p.rows, p.run, p.sequences = n, positions{}, p.sequences[:0]
+	if !p.head.ring.ended() && p.lockAhead() {
+		return true
+	}
+	p.rows = 0
+	return false // and still holds the mapping, which append holds again
+}
+
+func (p *InPlace) append(n int, write func(columns [][]byte), blocked func(*obstacle) error) error {
 	if p.rows > 0 {
 		return fmt.Errorf("%w: the function that writes rows in place appends others with the same head", ErrBatch)
 	}
-	p.sequences, p.replaced = p.sequences[:0], p.replaced[:0]
+	p.run, p.sequences, p.replaced = positions{}, p.sequences[:0], p.replaced[:0]
 	if n < 0 || n > p.most {
 		return fmt.Errorf("%w: %d rows to write in place, and at most %d are possible", ErrBatch, n, p.most)
 	}
 	if n == 0 {
 		return nil
 	}
+	if p.seat == nil {
+		p.sit()
+	}
 	p.rows = n
-	defer func() { p.rows = 0 }()
 	obstacle, err := p.writeBy(p.head)
 	if obstacle != nil && err == nil {
 		err = blocked(obstacle)
 	}
 	if err != nil {
+		p.rows = 0
 		return err
 	}
-	// The rows are locked, and the mapping is held.
+	return p.fill(write)
+}
+
+// fill writes the rows, which are locked, and makes them readable.
+func (p *InPlace) fill(write func(columns [][]byte)) (err error) {
 	inPlace := p.contiguous()
 	written := false
 	defer func() {
 		if !written {
 			p.abandon(inPlace)
 		}
-		if e := p.head.ring.letGo(); err == nil {
+		p.rows = 0
+		if e := p.leave(); err == nil {
 			err = e
 		}
 	}()
@@ -139,9 +185,28 @@ func (p *InPlace) append(n int, write func(columns [][]byte), blocked func(*obst
 	}
 	p.publish()
 	written = true
-	p.head.ring.participantWritten(p.head.ring.self).Add(uint64(n))
+	p.wrote(uint64(p.rows)) //nolint:gosec // positive
+	if p.ahead.from < p.ahead.to {
+		p.prefetch(p.ahead.slot, uint64(p.rows)) //nolint:gosec // positive
+	}
 	return nil
 }
+
+// prefetch makes the processor load the beginning of rows that are probably written next, while
+// other code runs. Claiming a row waits until the rows written before have reached the cache, so
+// otherwise none of that would overlap with waiting for memory.
+func (p *InPlace) prefetch(slot, rows uint64) {
+	r := p.head.ring
+	for i := range r.head.geometry.columns {
+		c := &r.head.geometry.columns[i]
+		lines := min(p.prefetched, rows*c.size/cacheLine+1)
+		prefetchLines(unsafe.Pointer(&r.rows[c.offset+slot*c.size]), int(lines)) //nolint:gosec // in bounds
+	}
+}
+
+// prefetched is how many cache lines of the columns are prefetched together, and of how many rows
+// at most: about as many as a processor can wait for at once.
+const prefetched = 16
 
 func (p *InPlace) progress() (rows, written int) { return p.rows, 0 }
 
@@ -149,14 +214,22 @@ func (p *InPlace) progress() (rows, written int) { return p.rows, 0 }
 // mapping if it succeeds.
 func (p *InPlace) writeBy(w *WriteHead) (*obstacle, error) {
 	r := w.ring
-	if err := r.use(); err != nil {
+	if err := p.enter(); err != nil {
 		return nil, err
 	}
 	if r.ended() {
-		return nil, errors.Join(ErrEnded, r.letGo())
+		return nil, errors.Join(ErrEnded, p.leave())
 	}
+	if p.lockAhead() {
+		return nil, nil //nolint:nilnil // no obstacle, no error
+	}
+	return p.lock(w)
+}
+
+// lock is writeBy where lockAhead fails. The mapping is held.
+func (p *InPlace) lock(w *WriteHead) (*obstacle, error) {
 	if !w.fits(uint64(p.rows)) { //nolint:gosec // positive
-		return &obstacle{}, r.letGo()
+		return &obstacle{}, p.leave()
 	}
 	positions := w.allocate(p.rows)
 	p.ahead.resume(&positions, uint64(p.rows)) //nolint:gosec // positive
@@ -167,11 +240,53 @@ func (p *InPlace) writeBy(w *WriteHead) (*obstacle, error) {
 			p.abandon(false)
 			p.ahead.drop()
 			found := positions.obstacle // a copy, so that the allocator stays on the stack
-			return &found, r.letGo()
+			return &found, p.leave()
 		}
 	}
 	p.ahead.keep(&positions)
 	return nil, nil //nolint:nilnil // no obstacle, no error
+}
+
+// lockAhead locks the rows of the next positions in the usual case: there are enough of them, they
+// lie together, no area was activated since they were reserved, and all rows are complete and
+// older. Otherwise it leaves the rows unchanged and returns false, and lock finds out more.
+func (p *InPlace) lockAhead() bool {
+	k, r, rows := &p.ahead, p.head.ring, uint64(p.rows) //nolint:gosec // positive
+	if k.from == k.to && !k.refill(p.head, rows) || !k.ready(r, rows) {
+		return false
+	}
+	if uint64(cap(p.replaced)) < rows {
+		p.replaced = make([]word, rows)
+	}
+	words, replaced := r.words(r.rows)[k.slot:][:rows], p.replaced[:rows]
+	mine := writingWord(k.from, r.self)
+	for i := range words {
+		if i%prefetched == 0 && len(words)-i >= prefetched {
+			p.prefetch(k.slot+uint64(i), prefetched)
+		}
+		old := word(words[i].Load())
+		if !old.readable() || old.sequencePlusOne() > mine.sequence() || !words[i].CompareAndSwap(uint64(old), uint64(mine)) {
+			return p.unlockAhead(i)
+		}
+		replaced[i] = old
+		mine += 1 << sequenceShift
+	}
+	// As in lockRun.
+	p.head.fence.barrier()
+	if r.epoch() != k.epoch {
+		return p.unlockAhead(len(words))
+	}
+	p.run, p.slot, p.replaced = positions{k.from, k.from + rows}, k.slot, replaced
+	k.advance(r, rows)
+	return true
+}
+
+// unlockAhead restores the words of n rows. It returns false.
+func (p *InPlace) unlockAhead(n int) bool {
+	for i, old := range p.replaced[:n] {
+		p.head.unlock(p.ahead.from+uint64(i), old)
+	}
+	return false
 }
 
 // lockRun locks the rows of the positions that were reserved, as far as possible, until there are
@@ -239,30 +354,42 @@ func (p *InPlace) lockRun(a *allocator) bool {
 func (p *InPlace) publish() {
 	r := p.head.ring
 	words := r.words(r.rows)
+	if p.run.from < p.run.to {
+		mine := writingWord(p.run.from, r.self).published()
+		words = words[p.slot:][:p.rows]
+		for i := range words {
+			storeRelease(&words[i], uint64(mine))
+			mine += 1 << sequenceShift
+		}
+		return
+	}
 	slot, next := p.slot, p.sequences[0]
 	for _, sequence := range p.sequences {
 		if sequence != next || slot == uint64(len(words)) {
 			slot = sequence % uint64(len(words))
 		}
-		words[slot].Store(uint64(writingWord(sequence, r.self).published()))
+		storeRelease(&words[slot], uint64(writingWord(sequence, r.self).published()))
 		slot, next = slot+1, sequence+1
 	}
 }
 
 // abandon gives up all locked rows. Those that may have been written to become unreadable.
 func (p *InPlace) abandon(writtenTo bool) {
-	for i, sequence := range p.sequences {
+	for i, sequence := range p.Sequences() {
 		if writtenTo {
 			p.head.disown(sequence)
 		} else {
 			p.head.unlock(sequence, p.replaced[i])
 		}
 	}
-	p.sequences, p.replaced = p.sequences[:0], p.replaced[:0]
+	p.run, p.sequences, p.replaced = positions{}, p.sequences[:0], p.replaced[:0]
 }
 
 // contiguous reports whether the locked rows lie back to back.
 func (p *InPlace) contiguous() bool {
+	if p.run.from < p.run.to {
+		return true
+	}
 	first, n := p.sequences[0], uint64(p.rows) //nolint:gosec // positive
 	return p.sequences[n-1]-first == n-1 && p.slot+n <= p.head.ring.head.layout.Capacity
 }

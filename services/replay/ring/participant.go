@@ -26,9 +26,10 @@ const (
 	ownerIndex = 0
 )
 
-// A participant's entry has its process id and the number of rows that the participants with this
-// index have written. The latter is theirs alone to change, so that writers of several processes do
-// not compete for a cache line.
+// A participant's entry has its process id and seven counts of the rows that the participants with
+// this index have written; their sum counts. They are theirs alone to change, so that writers of
+// several processes do not compete for a cache line. The first count is shared by the heads of a
+// process, each other one belongs to one of them: see seat.go.
 
 // participantState holds the participant's process id, or 0 if the index is free or was released by
 // a regular close.
@@ -36,9 +37,9 @@ func (r *Ring) participantState(index int) *atomic.Uint64 {
 	return at(r.control, r.participantOffset(index))
 }
 
-// participantWritten counts the rows written.
-func (r *Ring) participantWritten(index int) *atomic.Uint64 {
-	return at(r.control, r.participantOffset(index)+8)
+// participantWritten counts the rows written. Count 0 is the shared one.
+func (r *Ring) participantWritten(index, count int) *atomic.Uint64 {
+	return at(r.control, r.participantOffset(index)+8+uint64(count)*8) //nolint:gosec // 0 to 6
 }
 
 // processID returns the id of a participant's process, or 0 if it has left the ring.
@@ -53,7 +54,9 @@ func (r *Ring) processID(index int) int {
 func (r *Ring) writtenRows() uint64 {
 	var n uint64
 	for index := range min(r.counter(counterParticipants).Load(), maxParticipants) {
-		n += r.participantWritten(int(index)).Load()
+		for count := range 1 + seats {
+			n += r.participantWritten(int(index), count).Load()
+		}
 	}
 	return n
 }

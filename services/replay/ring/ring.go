@@ -100,9 +100,10 @@ type Ring struct {
 	checks atomic.Uint64
 	// run is the maximum number of positions that a writer allocates at once.
 	run uint64
-	// held counts the areas not yet released, and the rows that a function writes in place. The
-	// mappings outlive Close until it drops to zero.
-	held atomic.Int64
+	// held counts the areas not yet released, and the heads that write in place and have no seat.
+	// The mappings outlive Close until it drops to zero and no seat is busy.
+	held  atomic.Int64
+	seats [seats]seat
 }
 
 // Create makes a ring in a new file and opens it. The file is accessible to this user only, and all
@@ -209,11 +210,13 @@ func (r *Ring) Layout() Layout { return r.head.layout }
 func (r *Ring) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed.Swap(true) || r.held.Load() > 0 {
+	if r.closed.Swap(true) {
 		return nil
 	}
-	r.unmapped = true
-	return r.unmapFile()
+	if err := r.orderSeats(); err != nil {
+		return fmt.Errorf("close ring %s, which stays mapped: %w", r.path, err)
+	}
+	return r.unmapUnused()
 }
 
 // End marks the ring as ended for all processes: their heads return [ErrEnded] from then on. Only
@@ -337,11 +340,7 @@ func (r *Ring) letGo() error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.unmapped || r.held.Load() > 0 {
-		return nil
-	}
-	r.unmapped = true
-	return r.unmapFile()
+	return r.unmapUnused()
 }
 
 // ended reports whether the ring's creator called End.

@@ -45,11 +45,17 @@ import (
 // On amd64 the word is left out. What it orders are loads with later loads (the reader's copy and
 // its second load) and stores with later stores (the claim and the writer's copy, the copy and the
 // even word). The processor keeps both orders, also for string instructions, which copies may
-// consist of; streaming stores are complete before the exchange that stores the even word. The
-// compiler moves no memory access across an atomic one. The one order that amd64 does not keep by
-// itself is that of a store and a later load. Rows and areas need it twice: between the claim and
-// the load of the epoch, and between the activation of an area and the load of its rows' words
-// (area.go). In both the store is a locked instruction, a full barrier.
+// consist of. Streaming stores are an exception: the function that uses them must end with a fence,
+// as Go's and C's copies do. The compiler moves no memory access across an atomic one, nor a store
+// across another one. The one order that amd64 does not keep by itself is that of a store and a
+// later load. Rows and areas need it twice: between the claim and the load of the epoch, and
+// between the activation of an area and the load of its rows' words (area.go). In both the store is
+// a locked instruction, a full barrier.
+//
+// So the even word is stored by a plain store on amd64, and by an atomic one, which is a release,
+// elsewhere (storeRelease). No order is needed between it and later loads: what a writer loads next
+// concerns other rows. It is not lost if the process is killed then: a store that has been executed
+// reaches the cache. Of the instructions that write a row, only the claim waits for earlier stores.
 type word uint64
 
 const (

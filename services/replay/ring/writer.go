@@ -328,7 +328,7 @@ func (w *WriteHead) fill(sequence uint64, b *Batch, row int) {
 func (w *WriteHead) publish(sequence uint64) {
 	r := w.ring
 	mine := writingWord(sequence, r.self)
-	r.wordAt(r.rows, sequence%r.head.layout.Capacity).Store(uint64(mine.published()))
+	storeRelease(r.wordAt(r.rows, sequence%r.head.layout.Capacity), uint64(mine.published()))
 }
 
 // allocator allocates positions to a writer and claims their rows.
@@ -360,7 +360,7 @@ func (w *WriteHead) allocate(rows int) allocator {
 // count adds rows to those that were written.
 func (a *allocator) count(rows int) {
 	if rows > 0 {
-		a.head.ring.participantWritten(a.head.ring.self).Add(uint64(rows))
+		a.head.ring.participantWritten(a.head.ring.self, 0).Add(uint64(rows))
 	}
 }
 
