@@ -34,6 +34,16 @@ func ofInspection() []Mutant {
 			Test: "TestUnknownItemsTablesAndColumnsAreTypedErrors",
 		},
 		{
+			Name: "replay/ended-rings-are-inspected",
+			Edit: Edit{File: inspect, Func: "node.Inspect", Original: "_, err := n.ring.Oldest(ctx)", Mutated: "err := error(nil)"},
+			Test: "TestAllCallsAfterTheNodeEnded",
+		},
+		{
+			Name: "ring/dead-holders-are-listed",
+			Edit: Edit{File: "services/replay/ring/area.go", Func: "Ring.Holders", Original: "r.holdersOf(r.reclaimDead())", Mutated: "r.holders()"},
+			Test: "TestHoldersAreThoseThatLive",
+		},
+		{
 			Name: "table/rates-count-old-seconds",
 			Edit: Edit{File: rates, Func: "meter.rates", Original: "slot.second >= first", Mutated: "slot.second >= 0"},
 			Test: "TestRatesAreThoseOfTheLastSeconds",

@@ -86,6 +86,11 @@ func allCalls(t *testing.T, p *Typed[pointColumns]) []call {
 		}},
 		{"TypedReader.Hold", true, func(ctx context.Context) error { return heldOnce(tr.Hold(ctx, 2)) }},
 		{"Typed.Newest", true, func(ctx context.Context) error { return heldOnce(p.Newest(ctx, 2)) }},
+		{"Inspect", false, func(ctx context.Context) error {
+			info, err := c.Inspect(ctx)
+			require.Equal(t, err == nil, info.GetRing() != nil)
+			return err
+		}},
 	}
 }
 

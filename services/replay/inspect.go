@@ -39,8 +39,11 @@ func (n *node) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*repl
 	if n.file != nil {
 		res.File = n.file.status()
 	}
-	var err error
-	if res.Ring, err = n.inspectRing(); err != nil {
+	_, err := n.ring.Oldest(ctx) // fails if the ring was ended
+	if err == nil {
+		res.Ring, err = n.inspectRing()
+	}
+	if err != nil {
 		return nil, connectError(err)
 	}
 	return res, nil

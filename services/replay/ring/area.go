@@ -297,16 +297,24 @@ func (r *Ring) Holders() ([]Holder, error) {
 		return nil, err
 	}
 	defer r.unpin()
-	r.reclaimDead()
-	return r.holders(), nil
+	return r.holdersOf(r.reclaimDead()), nil
 }
 
-// holders is Holders, which may include those that have died.
+// holders is Holders, which may include those that have died or are about to hold an area.
 func (r *Ring) holders() []Holder {
+	var all entrySet
+	for i := range maxAreas {
+		all = all.with(i)
+	}
+	return r.holdersOf(all)
+}
+
+// holdersOf returns the processes that have some entries of the table.
+func (r *Ring) holdersOf(some entrySet) []Holder {
 	now := uint64(mapfile.Boottime()) //nolint:gosec // positive
 	entries := make(map[int]entrySet)
 	ages := make(map[int]time.Duration)
-	for i := range maxAreas {
+	for i := range some.all {
 		mark := areaMark(r.areaOwner(i).Load())
 		if mark == 0 || mark.participant() == noParticipant {
 			continue
