@@ -198,6 +198,12 @@ bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUN
 	$(BIN)/bench $(if $(BENCH),-bench='$(BENCH)') $(if $(SYSTEMS),-systems=$(SYSTEMS)) $(if $(ROUNDS),-rounds=$(ROUNDS)) $(if $(DURATION),-duration=$(DURATION)) \
 	  $(if $(CPUPROFILE),-cpuprofile=$(CPUPROFILE)) $(if $(MEMPROFILE),-memprofile=$(MEMPROFILE)) $(if $(PLOT),-plot=$(PLOT)) $(if $(SUMMARY),-summary=$(SUMMARY))
 
+.PHONY: bench-reverb
+bench-reverb: ## the replay beside dm-reverb and cpprb, which it installs (1.3 GB; Python 3.11): ROUNDS, DURATION and SUMMARY as for bench
+	@mkdir -p $(BIN)
+	$(GO) -C bench build -o $(BIN)/bench .
+	$(BIN)/bench -buffers $(if $(ROUNDS),-rounds=$(ROUNDS)) $(if $(DURATION),-duration=$(DURATION)) $(if $(SUMMARY),-summary=$(SUMMARY))
+
 .PHONY: microbench
 microbench: ## run the packages' own Go benchmarks
 	$(GO) test -run='^$$' -bench=. -benchmem ./...

@@ -49,6 +49,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	picture := flags.String("plot", "", "plot the results to this `file` (.png, .svg)")
 	table := flags.String("summary", "", "write a Markdown table of all rows to this `file`")
 	read := flags.String("read", "", "measure nothing: plot and summarize the output of an earlier run in this `file`")
+	buffers := flags.Bool("buffers", false, "measure the replay beside dm-reverb and cpprb, and nothing else; they are installed if they are missing")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -83,7 +84,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 		}
 		return present(lines)
 	}
-	rs, err := selected(rows(), o.pattern)
+	rs, err := selected(rowsOf(*buffers), o.pattern)
 	if err != nil {
 		return err
 	}

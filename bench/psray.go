@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,41 +31,9 @@ var rayPackages = []string{"ray==2.60.0", "numpy==2.4.6"} //nolint:gochecknoglob
 //go:embed ray.py
 var rayScript []byte
 
-// missingError says why a system can't take part.
-type missingError struct{ reason string }
-
-func (e *missingError) Error() string { return "missing: " + e.reason }
-
-// rayPython returns the Python with Ray. If there is none yet, and install is set, it makes one in
-// the user's cache folder. The error is a [missingError] if there is none.
+// rayPython returns the Python with Ray: see [pythonWith].
 func rayPython(ctx context.Context, install bool) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", &missingError{"no cache folder: " + err.Error()}
-	}
-	dir := filepath.Join(cache, "raylink-bench", strings.Join(rayPackages, "-"))
-	python, complete := filepath.Join(dir, "bin", "python"), filepath.Join(dir, "complete")
-	if _, err := os.Stat(complete); err == nil {
-		return python, nil
-	}
-	if !install {
-		return "", &missingError{"Ray is not installed: `make bench BENCH=ps/deliver` installs it into " + dir}
-	}
-	found, err := exec.LookPath("python3")
-	if err != nil {
-		return "", &missingError{"no python3 was found"}
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
-	}
-	pip := append([]string{"-m", "pip", "install", "--quiet", "--disable-pip-version-check"}, rayPackages...)
-	for _, cmd := range []*exec.Cmd{exec.CommandContext(ctx, found, "-m", "venv", dir), exec.CommandContext(ctx, python, pip...)} {
-		if out, err := cmd.CombinedOutput(); err != nil {
-			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-			return "", &missingError{fmt.Sprintf("%s: %v: %s", strings.Join(cmd.Args, " "), err, lines[len(lines)-1])}
-		}
-	}
-	return python, os.WriteFile(complete, nil, 0o600)
+	return pythonWith(ctx, install, "make bench BENCH=ps/deliver", rayPackages, "python3")
 }
 
 // newRayScene starts Ray with a number of actors.

@@ -280,8 +280,13 @@ func (d *driver) measureReplay(ctx context.Context, r *row, j job, system string
 
 // replayClients returns the processes that are measured.
 func (d *driver) replayClients(ctx context.Context, s *replayStage, r *row, system string) ([]*process, error) {
-	load := r.replay
+	load, k := r.replay, r.job.Kind
 	switch system {
+	case raylinkRemote:
+		load.remote, k = true, replayRemoteSample
+		if r.job.Kind == replayWrite {
+			k = replayRemoteWrite
+		}
 	case "raylink", raylinkUniform:
 	case treeSystem:
 		load = replayLoad{items: load.items} // one tree for draws and updates
@@ -295,6 +300,14 @@ func (d *driver) replayClients(ctx context.Context, s *replayStage, r *row, syst
 	if ps := s.clients[key]; ps != nil {
 		return ps, nil
 	}
+	if system == reverbSystem || system == cpprbSystem {
+		p, err := d.bufferClient(ctx, s, r, system)
+		if err != nil {
+			return nil, err
+		}
+		s.clients[key] = []*process{p}
+		return s.clients[key], nil
+	}
 	address, err := d.replayAddress(ctx, s, load, r.job.Size, system)
 	if err != nil {
 		return nil, err
@@ -303,7 +316,7 @@ func (d *driver) replayClients(ctx context.Context, s *replayStage, r *row, syst
 		// The table is used in its own process.
 		return []*process{s.owners[replayKey{load: load, size: r.job.Size}]}, nil
 	}
-	kinds := []kind{r.job.Kind}
+	kinds := []kind{k}
 	if r.job.Kind == replayMixed {
 		kinds = []kind{replayWrite, replayWrite, replaySample, replaySample}
 	}
@@ -327,7 +340,7 @@ func (d *driver) replayAddress(ctx context.Context, s *replayStage, load replayL
 	key, path := replayKey{load: load, size: size}, s.dir
 	words := []string{replayOwnerRole, "raylink", strconv.Itoa(size)}
 	switch system {
-	case "raylink", raylinkNone, raylinkUniform:
+	case "raylink", raylinkNone, raylinkUniform, raylinkRemote:
 	case treeSystem:
 		return strconv.Itoa(load.items), nil
 	default:

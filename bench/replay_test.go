@@ -51,3 +51,29 @@ func TestPlainRows(t *testing.T) {
 	}
 	require.NoError(t, s.close())
 }
+
+// TestBuffersOfOtherSystems measures the replay beside Reverb and cpprb. Where these are not
+// installed, they are reported as missing.
+func TestBuffersOfOtherSystems(t *testing.T) {
+	d, err := newDriver(options{rounds: 1, duration: 5 * time.Millisecond}, t.Output())
+	require.NoError(t, err)
+	rs := bufferRows()
+	for i := range rs {
+		rs[i].replay.bytes, rs[i].job.Inflight = 1<<20, 8
+	}
+	res, err := d.run(t.Context(), rs)
+	require.NoError(t, err)
+	require.NoError(t, d.close())
+	require.Empty(t, res.failed)
+	lines := res.lines()
+	require.Len(t, lines, 8)
+	for _, l := range lines {
+		if l.System == reverbSystem || l.System == cpprbSystem {
+			if l.Missing != "" {
+				require.Contains(t, l.Missing, "make bench-reverb")
+				continue
+			}
+		}
+		assert.Positive(t, l.Value, "%s of %s", l.Name, l.System)
+	}
+}

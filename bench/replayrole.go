@@ -34,7 +34,7 @@ func (c *driverConn) replayRole(ctx context.Context, words []string) error {
 	if err != nil {
 		return c.reportError(err)
 	}
-	l := &replayLoop{kind: kind(words[2]), size: size, uniform: words[1] == raylinkUniform}
+	l := &replayLoop{kind: kind(words[2]), size: size, uniform: words[1] == raylinkUniform || words[1] == raylinkRemote}
 	if words[1] == treeSystem {
 		items, err := strconv.Atoi(words[4])
 		if err != nil {
@@ -105,7 +105,7 @@ func openRowStore(ctx context.Context, system string, k kind, size int, address 
 	switch system {
 	case tunnelSystem:
 		return openTunnelRows(ctx, size, address)
-	case "raylink", raylinkNone, raylinkUniform:
+	case "raylink", raylinkNone, raylinkUniform, raylinkRemote:
 	default:
 		return openPlainRows(size, address)
 	}

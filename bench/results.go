@@ -82,7 +82,7 @@ func names() []string {
 	}
 	return append(all, plainCalls, brainPart, pusherPart, mappedSystem, copySystem, bareSystem, tunnelSystem, oneHopSystem, raySystem,
 		raylinkMemory, redisSystem, rueidisSystem, redisPipelined, pebbleSystem, raylinkNone, gatherSystem, readSystem,
-		raylinkUniform, treeSystem)
+		raylinkUniform, treeSystem, raylinkRemote, reverbSystem, cpprbSystem)
 }
 
 func median(sorted []float64) float64 {

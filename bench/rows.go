@@ -122,6 +122,14 @@ func rows() []row {
 	return slices.Concat(rs, psRows(), storageRows(), replayRows())
 }
 
+// rowsOf returns the rows beside other buffers, or all others.
+func rowsOf(buffers bool) []row {
+	if buffers {
+		return bufferRows()
+	}
+	return rows()
+}
+
 // selected returns the rows whose names begin with the pattern, or match it as a regular
 // expression.
 func selected(rs []row, pattern string) ([]row, error) {
