@@ -2,6 +2,7 @@ package ring
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -71,4 +72,44 @@ func TestReadersOvertakenByWritersAreNotEmpty(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNewestRowsAreInOrderThoughWritersOvertake has a writer that overwrites rows while they are
+// copied. A row of a later round must not take the place of an older one.
+func TestNewestRowsAreInOrderThoughWritersOvertake(t *testing.T) {
+	const capacity = 3
+	r := newRing(t, oneColumn(capacity))
+	other, err := Open(r.Path(), r.ID())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, other.Close()) }()
+	w, b := writerOf(t, other, capacity)
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if _, err := w.TryAppend(b); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	h, err := r.Reader()
+	require.NoError(t, err)
+	into, err := NewBatch(r.Layout(), 0)
+	require.NoError(t, err)
+	for range 100_000 {
+		if err := h.Newest(t.Context(), capacity, into); !errors.Is(err, ErrEmpty) {
+			require.NoError(t, err)
+		}
+		for i, s := range into.Sequences() {
+			require.True(t, i == 0 || s > into.Sequences()[i-1], "%d", into.Sequences())
+		}
+	}
+	close(stop)
+	require.NoError(t, <-done)
 }

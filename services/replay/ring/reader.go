@@ -193,7 +193,8 @@ func (h *ReadHead) NewestBefore(ctx context.Context, before uint64, n int, into 
 					err = ctx.Err()
 				}
 				slot := p % r.head.layout.Capacity
-				if word(r.wordAt(r.all, slot).Load()).holds(p) && h.copyRow(slot, into, rows) {
+				w := word(r.wordAt(r.all, slot).Load())
+				if w.holds(p) && h.copyDrawn(draw{slot, w}, into, rows) { // of p, and not of a later round
 					rows++
 					copied++
 				}
