@@ -27,15 +27,17 @@ func ofKilledReplays() []Mutant {
 		},
 		{
 			name: "rows-of-another-generation-are-read", file: ring + "at.go", function: "ReadHead.At",
-			original: "drawn[ahead].word.holds(sequence) &&", mutated: "true &&", prints: `foreign row|another generation`,
+			original: "drawn[ahead].word.holds(sequence) &&", mutated: "true &&", prints: `foreign row|another generation|instead of`,
 		},
 		{
 			name: "items-lack-rows", file: service + "sampler.go", function: "Sampler.copyRows",
-			original: "gone[i/length] = true", mutated: "_ = i", prints: `is masked|foreign row|lacks rows|has no rows`,
+			original: "gone[i/length] = true", mutated: "_ = i", prints: `a row is missing`,
 		},
 		{
 			name: "acknowledged-rows-are-lost", file: ring + "inplace.go", function: "InPlace.publish",
-			original: "words[p.slot:][:p.rows]", mutated: "words[p.slot:][:p.rows-p.rows/4]", prints: `an acknowledged row is lost`,
+			original: "storeRelease(&words[i], uint64(mine))",
+			mutated:  "if n := p.run.from + uint64(i); n%512 == 5 { p.head.disown(n) } else { storeRelease(&words[i], uint64(mine)) }",
+			prints:   `an acknowledged row is lost`,
 		},
 		{
 			name: "acknowledged-items-are-lost", file: service + "tables.go", function: "node.table",
@@ -43,7 +45,7 @@ func ofKilledReplays() []Mutant {
 		},
 		{
 			name: "priorities-get-to-other-items", file: table + "table.go", function: "Table.Update",
-			original: "math.Abs(updated[i])", mutated: "math.Abs(updated[0])", prints: `priority of another one`,
+			original: "math.Abs(updated[i])", mutated: "math.Abs(updated[i%1])", prints: `priority of another one`,
 		},
 		{
 			name: "keys-find-the-next-item-of-their-place", file: table + "item.go", function: "slots.find",
@@ -51,7 +53,7 @@ func ofKilledReplays() []Mutant {
 		},
 		{
 			name: "items-leave-no-queue", file: table + "table.go", function: "Table.draw",
-			original: "t.remove(chosen[0].slot)", mutated: "_ = chosen", prints: `sampled twice|items were inserted`,
+			original: "t.remove(chosen[0].slot)", mutated: "_ = chosen", prints: `sampled twice|hang`,
 		},
 		{
 			name: "rows-of-areas-are-overwritten", file: ring + "area.go", function: "Ring.survey",
@@ -74,7 +76,7 @@ func ofKilledReplays() []Mutant {
 			prints:   `get no errors within a second`, args: []string{"-rows=2000", "-kills=1"},
 		},
 	}
-	mutants := make([]Mutant, len(rows), len(rows)+2)
+	mutants := make([]Mutant, len(rows), len(rows)+3)
 	for i, r := range rows {
 		if r.args == nil {
 			r.args = []string{"-rows=40000", "-kills=0"}
@@ -87,6 +89,13 @@ func ofKilledReplays() []Mutant {
 		}
 	}
 	return append(mutants, Mutant{
+		Name: "ring/newest-rows-are-those-of-a-later-round",
+		Edit: Edit{
+			File: ring + "reader.go", Func: "ReadHead.NewestBefore",
+			Original: "h.copyDrawn(draw{slot, w}, into, rows)", Mutated: "h.copyRow(slot, into, rows)",
+		},
+		Test: "TestNewestRowsAreInOrderThoughWritersOvertake",
+	}, Mutant{
 		Name: "replay/kills/areas-of-dead-readers-are-held",
 		Edit: Edit{
 			File: ring + "area.go", Func: "Ring.reclaimDead",

@@ -137,7 +137,7 @@ func (c *checker) disturb() {
 		p.Stop()
 		p.stopped = true
 		c.history.progress(fmt.Sprintf("while %s is stopped", p.Name), c.actors)
-		if kind < 5 {
+		if kind < 6 {
 			c.lap()
 		} else {
 			c.pause(30 * time.Millisecond)

@@ -95,6 +95,9 @@ func (c content) write(rows *columns, i int, halfway func()) {
 func readRow(rows *columns, i int) (content, error) {
 	c := content{rows.Writer[i], rows.Number[i], rows.Episode[i], rows.After[i], rows.Life[i]}
 	x := c.sum()
+	if rows.Sum[i] == 0 && c == (content{}) {
+		return c, errors.New("a row is missing")
+	}
 	if rows.Sum[i] != x {
 		return c, fmt.Errorf("torn row: %+v has the sum %x", c, rows.Sum[i])
 	}

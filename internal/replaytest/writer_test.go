@@ -57,7 +57,7 @@ func (w *writer) renew() (err error) {
 // fill returns a function that writes the next rows. In some of them it pauses in the middle, where
 // the process may be killed or stopped.
 func (w *writer) fill() func(rows *columns) {
-	slow := w.random.IntN(25) == 0
+	slow := w.random.IntN(8) == 0
 	return func(rows *columns) {
 		for i := range rows.Writer {
 			c := content{writer: w.id, number: w.number + uint64(i), episode: w.episode, after: w.after, life: w.life.number}
