@@ -94,7 +94,7 @@ func ofKilledReplays() []Mutant {
 			File: ring + "reader.go", Func: "ReadHead.NewestBefore",
 			Original: "h.copyDrawn(draw{slot, w}, into, rows)", Mutated: "h.copyRow(slot, into, rows)",
 		},
-		Test: "TestNewestRowsAreInOrderThoughWritersOvertake",
+		Test: "TestNewestRowsAreInOrderThoughWritersOvertake", Args: []string{failFast, "-test.count=50"},
 	}, Mutant{
 		Name: "replay/kills/areas-of-dead-readers-are-held",
 		Edit: Edit{
