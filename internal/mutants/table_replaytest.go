@@ -76,7 +76,7 @@ func ofKilledReplays() []Mutant {
 			prints:   `get no errors within a second`, args: []string{"-rows=2000", "-kills=1"},
 		},
 	}
-	mutants := make([]Mutant, len(rows), len(rows)+3)
+	mutants := make([]Mutant, len(rows), len(rows)+1)
 	for i, r := range rows {
 		if r.args == nil {
 			r.args = []string{"-rows=40000", "-kills=0"}
@@ -89,13 +89,6 @@ func ofKilledReplays() []Mutant {
 		}
 	}
 	return append(mutants, Mutant{
-		Name: "ring/newest-rows-are-those-of-a-later-round",
-		Edit: Edit{
-			File: ring + "reader.go", Func: "ReadHead.NewestBefore",
-			Original: "h.copyDrawn(draw{slot, w}, into, rows)", Mutated: "h.copyRow(slot, into, rows)",
-		},
-		Test: "TestNewestRowsAreInOrderThoughWritersOvertake", Args: []string{failFast, "-test.count=50"},
-	}, Mutant{
 		Name: "replay/kills/areas-of-dead-readers-are-held",
 		Edit: Edit{
 			File: ring + "area.go", Func: "Ring.reclaimDead",
@@ -104,11 +97,27 @@ func ofKilledReplays() []Mutant {
 		Also: []Edit{{File: ring + "participant.go", Func: "Ring.cleanUp", Original: "mark.participant() == index", Mutated: "mark == 0"}},
 		Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: `reservations are lost|hang`,
 		Args: []string{failFast, "-test.count=3", "-rows=80000", "-kills=0", "-stuck=10s"},
-	}, Mutant{
-		Name: "replay/large-writes-keep-reserved-numbers",
-		Edit: Edit{
-			File: service + "typed.go", Func: "TypedWriter.appendLarge", Original: "w.inPlace.DropReserved()", Mutated: "_ = w.inPlace",
-		},
-		Test: "TestSequenceNumbersOfAWriterIncrease",
 	})
+}
+
+// ofReplayOrder returns the mutants of the order of rows: faults that the checker found.
+func ofReplayOrder() []Mutant {
+	return []Mutant{
+		{
+			Name: "ring/newest-rows-are-those-of-a-later-round",
+			Edit: Edit{
+				File: "services/replay/ring/reader.go", Func: "ReadHead.NewestBefore",
+				Original: "h.copyDrawn(draw{slot, w}, into, rows)", Mutated: "h.copyRow(slot, into, rows)",
+			},
+			Test: "TestNewestRowsAreInOrderThoughWritersOvertake", Args: []string{failFast, "-test.count=50"},
+		},
+		{
+			Name: "replay/large-writes-keep-reserved-numbers",
+			Edit: Edit{
+				File: "services/replay/typed.go", Func: "TypedWriter.appendLarge",
+				Original: "w.inPlace.DropReserved()", Mutated: "_ = w.inPlace",
+			},
+			Test: "TestSequenceNumbersOfAWriterIncrease",
+		},
+	}
 }

@@ -83,6 +83,8 @@ type life struct {
 	*actor
 
 	number uint64
+	// file is set if the ring outlives its node.
+	file   bool
 	handle *replayv1raylink.Replay
 	typed  *replay.Typed[columns]
 
@@ -226,7 +228,7 @@ func (a *actor) try(ctx context.Context, o order) (res answer, err error) {
 func configuration(o order) *replayv1.ReplayConfig {
 	names := tableNames()
 	return &replayv1.ReplayConfig{
-		Columns: rowType().Columns(), Capacity: capacity, Directory: o.Directory, Tables: []*replayv1.TableConfig{
+		Columns: rowType().Columns(), Capacity: capacity, Directory: o.Directory, File: o.File, Tables: []*replayv1.TableConfig{
 			replay.Table(names[perTable], replay.Prioritized(0.6), replay.SamplesPerInsert(4, 100, 400)),
 			replay.Table(names[allTable], replay.Epoch()),
 			replay.Table(names[queueTable], replay.FIFO(), replay.Queue(64)),
@@ -248,7 +250,7 @@ func (a *actor) open(ctx context.Context, o order) error {
 	if typed.Client().Mapped() == a.remote {
 		return errors.Join(fmt.Errorf("the ring is mapped: %t", typed.Client().Mapped()), typed.Close())
 	}
-	l := &life{actor: a, number: o.Life, handle: handle, typed: typed, stop: func() {}}
+	l := &life{actor: a, number: o.Life, file: o.File != "", handle: handle, typed: typed, stop: func() {}}
 	a.mu.Lock()
 	a.life = l
 	a.mu.Unlock()

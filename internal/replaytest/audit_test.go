@@ -41,6 +41,10 @@ func (l *life) audit(ctx context.Context, lost int) (faults []string, text strin
 	if err != nil {
 		return nil, "", err
 	}
+	if l.file {
+		a.keys(entries)
+		return a.faults, fmt.Sprintf("%d entries, %d rows readable", len(entries), readable), nil
+	}
 	items, err := a.items(ctx, entries, lost)
 	if err != nil {
 		return nil, "", err
@@ -140,6 +144,20 @@ func (a *auditor) items(ctx context.Context, entries []entry, lost int) (int, er
 		}
 	}
 	return count, nil
+}
+
+// keys checks that no two items have the same key.
+func (a *auditor) keys(entries []entry) {
+	known := make(map[[2]uint64]entry)
+	for _, e := range entries {
+		if e.Kind != itemEntry {
+			continue
+		}
+		if other, twice := known[[2]uint64{e.Table, e.Key}]; twice {
+			a.faultf("two items have the same key: %+v and %+v", other, e)
+		}
+		known[[2]uint64{e.Table, e.Key}] = e
+	}
 }
 
 // missing returns the items that are not in a table. It updates the priorities of the others.

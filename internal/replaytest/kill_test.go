@@ -286,3 +286,55 @@ func (c *checker) finish() {
 	require.NoError(c.t, err)
 	require.Empty(c.t, left, "the ring's file is left")
 }
+
+// A replay with a file is killed while it is in use, and the next node takes over its file. The
+// processes that have mapped the ring go on, and all rows that were acknowledged are there.
+func TestReplayWithFileSurvivesKills(t *testing.T) {
+	c := newChecker(t)
+	var mapped []*process
+	for _, p := range c.actors {
+		if p.role == actorRole {
+			mapped = append(mapped, p)
+		} else {
+			p.End()
+		}
+	}
+	c.actors, c.life = mapped, 1
+	require.NoError(t, os.Mkdir(c.directory(), 0o700))
+	create := order{Do: "create", File: filepath.Join(c.directory(), "kept")}
+	open := func(p *process) {
+		o := c.order("open", p)
+		o.File = create.File
+		p.Must(o)
+	}
+	for round := range *kills + 1 {
+		a := c.creator.Must(create)
+		c.path, c.pid = a.Path, a.PID
+		c.history.didf("%s is process %d", c.path, c.pid)
+		if round == 0 {
+			for _, p := range append(c.actors, c.inspector) {
+				open(p)
+			}
+		}
+		c.lap()
+		c.history.progress("with the next node", c.actors)
+		c.quiet()
+		c.history.check()
+		a = c.inspector.Must(order{Do: "audit"})
+		c.history.didf("audit: %s", a.Text)
+		t.Logf("node %d: %s", round+1, a.Text)
+		require.Empty(t, a.Faults)
+		if round == *kills {
+			break
+		}
+		for _, p := range c.actors {
+			p.Must(c.order("start", p))
+		}
+		c.history.progress("after the audit", c.actors)
+		c.pause(300 * time.Millisecond)
+		c.history.didf("kill the replay, process %d", c.pid)
+		proctest.Kill(t, c.pid)
+	}
+	c.leave(false)
+	c.creator.Must(order{Do: "end", Path: c.path})
+}

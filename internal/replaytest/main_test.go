@@ -64,6 +64,8 @@ type order struct {
 	Life uint64 `json:"life,omitempty"`
 	// Directory is that of the ring that is created.
 	Directory string `json:"directory,omitempty"`
+	// File is that of a ring that outlives its node. Items may be lost with the node then.
+	File string `json:"file,omitempty"`
 	// Tasks are started. Each writer of them has an id from First on, and its choices follow from
 	// Seed.
 	Tasks []string `json:"tasks,omitempty"`

@@ -278,9 +278,14 @@ func (w *writer) flush() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), proctest.Patience)
 	defer cancel()
-	err := w.typed.Flush(ctx)
-	for _, earlier := range w.earlier {
-		err = errors.Join(err, earlier.Flush(ctx))
+	var err error
+	for _, typed := range append(w.earlier, w.typed) {
+		flushErr := typed.Flush(ctx)
+		if _, ok := errors.AsType[*replay.UnconfirmedError](flushErr); ok && w.file {
+			flushErr = w.settle() // the others were lost with the node before
+			w.pending = nil
+		}
+		err = errors.Join(err, flushErr)
 	}
 	if err == nil {
 		if err = w.settle(); err == nil && len(w.pending) > 0 && !w.closing.Load() {
