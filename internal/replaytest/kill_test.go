@@ -308,7 +308,8 @@ func TestReplayWithFileSurvivesKills(t *testing.T) {
 		p.Must(o)
 	}
 	for round := range *kills + 1 {
-		a := c.creator.Must(create)
+		// The kernel may not have ended the killed process yet, which has locked the file.
+		a := c.creator.Eventually(proctest.Patience, create, func(a answer) bool { return a.Error == "" }, "the file is not taken over")
 		c.path, c.pid = a.Path, a.PID
 		c.history.didf("%s is process %d", c.path, c.pid)
 		if round == 0 {
