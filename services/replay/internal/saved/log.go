@@ -21,7 +21,7 @@ type Source struct {
 // Log keeps the state of tables in a file. Its methods must not be called concurrently; the tables
 // may be used meanwhile, and are locked for short times only.
 //
-// What [Log.Save] costs depends on what has changed. The file grows with each change. Once it has
+// Each table has the state of one time. What [Log.Save] costs depends on what has changed. The file grows with each change. Once it has
 // grown enough, Save also writes a new file, in parts, which then replaces it: first all items that
 // there are, and meanwhile what changes. The process may be killed at any time: the file has the
 // state of a commit, never parts of a later one. That does not protect against power loss.
@@ -37,7 +37,8 @@ type Log struct {
 	base int64
 	// buf is encoded and not yet written.
 	buf []byte
-	// begun means that there are items since the last commit, whose states of tables are metas.
+	// begun means that something has changed since the last commit. metas are the states of tables
+	// that were collected last.
 	begun  bool
 	metas  []table.Meta
 	states []table.State
@@ -75,8 +76,9 @@ const (
 	rewriteSize = 4 << 20
 	// rewriteTime is how long a call of Save works on a new file, about.
 	rewriteTime = 100 * time.Millisecond
-	// collectTime is how long a call of Save collects changes, if there are always more.
-	collectTime = 250 * time.Millisecond
+	// collectTime is how long a call of Save collects changes, if there are always more. Only then
+	// the items of a commit are not all as they were at one time.
+	collectTime = time.Second
 )
 
 // Create makes a file with all that the tables have, in place of the one that may be there, and
@@ -128,7 +130,9 @@ func (l *Log) start() error {
 			return errors.Join(err, l.abandonRewrite())
 		}
 	}
-	l.collectMetas()
+	for i, s := range l.sources {
+		l.metas[i] = s.Table.Meta()
+	}
 	if err := l.next.out.write(AppendCommit(nil, l.metas)); err != nil {
 		return errors.Join(err, l.abandonRewrite())
 	}
@@ -148,10 +152,10 @@ func (l *Log) Save() error {
 	for i, s := range l.sources {
 		for n := together; n == together && time.Since(begin) < collectTime; {
 			now := time.Now()
-			if n = s.Table.Changes(l.states); n > 0 {
-				l.begun = true
-				l.buf = AppendItems(l.buf, i, l.states[:n], now)
-			}
+			var meta table.Meta
+			n, meta = s.Table.ChangesAndMeta(l.states)
+			l.begun = l.begun || n > 0 || meta != l.metas[i]
+			l.buf, l.metas[i] = AppendItems(l.buf, i, l.states[:n], now), meta
 			if len(l.buf) < flushSize {
 				continue
 			}
@@ -161,7 +165,7 @@ func (l *Log) Save() error {
 		}
 	}
 	listed := l.next != nil && l.next.index == len(l.sources)
-	if l.collectMetas() || l.begun || listed {
+	if l.begun || listed {
 		l.buf, l.begun = AppendCommit(l.buf, l.metas), false
 	}
 	if err := l.flush(); err != nil {
@@ -177,17 +181,6 @@ func (l *Log) Close() error {
 
 // Size returns the size of the file.
 func (l *Log) Size() int64 { return l.out.end }
-
-// collectMetas collects the states of the tables, and reports whether any has changed.
-func (l *Log) collectMetas() bool {
-	changed := false
-	for i, s := range l.sources {
-		meta := s.Table.Meta()
-		changed = changed || meta != l.metas[i]
-		l.metas[i] = meta
-	}
-	return changed
-}
 
 // flush writes what is encoded, also to a new file that is being written.
 func (l *Log) flush() error {

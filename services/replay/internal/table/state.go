@@ -49,6 +49,10 @@ type Meta struct {
 func (t *Table) Meta() Meta {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.meta()
+}
+
+func (t *Table) meta() Meta {
 	m := Meta{
 		Counts: t.counts, Limiter: t.limit.Limiter, Difference: t.limit.difference(), Lost: t.limit.lost,
 		Oldest: t.wheel.oldest, Number: t.number,
@@ -162,8 +166,20 @@ func (t *Table) Track() {
 // A change of Drawn is only returned if the item was drawn: when an epoch ends, no item changes,
 // but the epoch of [Table.Meta] does.
 func (t *Table) Changes(states []State) int {
+	n, _ := t.ChangesAndMeta(states)
+	return n
+}
+
+// ChangesAndMeta is [Table.Changes] and [Table.Meta] at one time. After a call that returned all
+// changes, a copy to which they and those before are applied is the table as it was at that time.
+func (t *Table) ChangesAndMeta(states []State) (int, Meta) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.collect(states), t.meta()
+}
+
+// collect is Changes with mu.
+func (t *Table) collect(states []State) int {
 	now, n := t.now(), 0
 	c := &t.changes
 	for range c.bits {
