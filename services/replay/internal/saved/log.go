@@ -42,6 +42,10 @@ type Log struct {
 	begun  bool
 	metas  []table.Meta
 	states []table.State
+	// rewriteSize is the least size of a file that is written anew, and rewriteTime how long a call
+	// of Save works on a new file, about.
+	rewriteSize int64
+	rewriteTime time.Duration
 	// next is a new file that is being written, or nil.
 	next *rewrite
 }
@@ -72,10 +76,6 @@ const (
 	together = 1024
 	// flushSize is how much is written at once, about.
 	flushSize = 1 << 20
-	// rewriteSize is the least size of a file that is written anew.
-	rewriteSize = 4 << 20
-	// rewriteTime is how long a call of Save works on a new file, about.
-	rewriteTime = 100 * time.Millisecond
 	// collectTime is how long a call of Save collects changes, if there are always more. Only then
 	// the items of a commit are not all as they were at one time.
 	collectTime = time.Second
@@ -108,7 +108,7 @@ func newLog(path string, owner []byte, sources []Source) *Log {
 		s.Table.Track()
 	}
 	return &Log{
-		path: path, owner: slices.Clone(owner), sources: sources, create: createFile,
+		path: path, owner: slices.Clone(owner), sources: sources, create: createFile, rewriteSize: 4 << 20, rewriteTime: 100 * time.Millisecond,
 		states: make([]table.State, together), metas: make([]table.Meta, len(sources)),
 	}
 }
@@ -150,7 +150,7 @@ func (l *Log) Save() error {
 	}
 	begin := time.Now()
 	for i, s := range l.sources {
-		for n := together; n == together && time.Since(begin) < collectTime; {
+		for n := len(l.states); n == len(l.states) && time.Since(begin) < collectTime; {
 			now := time.Now()
 			var meta table.Meta
 			n, meta = s.Table.ChangesAndMeta(l.states)
@@ -212,7 +212,7 @@ func (o *output) write(b []byte) error {
 // rewrite begins, continues or completes a new file, after a commit.
 func (l *Log) rewrite() error {
 	if l.next == nil {
-		if l.out.end < rewriteSize || l.out.end < 3*l.base {
+		if l.out.end < l.rewriteSize || l.out.end < 3*l.base {
 			return nil
 		}
 		l.base = l.out.end // if that fails, it is tried again once the file has grown as much again
@@ -226,9 +226,12 @@ func (l *Log) rewrite() error {
 		}
 		return nil
 	}
-	for begin := time.Now(); l.next.index < len(l.sources) && time.Since(begin) < rewriteTime; {
+	for begin := time.Now(); l.next.index < len(l.sources); {
 		if err := l.listSome(); err != nil {
 			return errors.Join(err, l.abandonRewrite())
+		}
+		if time.Since(begin) >= l.rewriteTime {
+			break
 		}
 	}
 	return nil
