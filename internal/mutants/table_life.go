@@ -72,9 +72,15 @@ func ofLife() []Mutant {
 			},
 			Test: "TestFullDisk", Package: replay,
 		},
-		log("new-files-lack-what-changes-meanwhile", Edit{File: saved + "log.go", Func: "Log.flush", Original: "l.next != nil", Mutated: "l.next != nil && false"}),
+		log("new-files-lack-what-changes-meanwhile", Edit{
+			File: saved + "log.go", Func: "Log.flush", Original: "l.next != nil", Mutated: "l.next != nil && false",
+		}),
 		log("records-take-effect-without-a-commit", Edit{File: saved + "saved.go", Func: "Read", Original: "k == kindCommit", Mutated: "k >= kindTable"}),
-		log("items-are-drawn-in-every-epoch", Edit{File: table + "state.go", Func: "Restore", Original: "s.Epoch == meta.Epoch", Mutated: "true"}),
+		{
+			Name: "table/items-are-drawn-in-every-epoch",
+			Edit: Edit{File: table + "state.go", Func: "Restore", Original: "s.Epoch == meta.Epoch", Mutated: "true"},
+			Test: "TestLogMatchesTable", Package: saved, Args: args, Timeout: limit,
+		},
 		{
 			Name: "saved/damaged-records-are-applied",
 			Edit: Edit{File: saved + "saved.go", Func: "scan", Original: "checksum(payload) != binary.LittleEndian.Uint32(header[4:])", Mutated: "false"},

@@ -21,10 +21,11 @@ type Source struct {
 // Log keeps the state of tables in a file. Its methods must not be called concurrently; the tables
 // may be used meanwhile, and are locked for short times only.
 //
-// Each table has the state of one time. What [Log.Save] costs depends on what has changed. The file grows with each change. Once it has
-// grown enough, Save also writes a new file, in parts, which then replaces it: first all items that
-// there are, and meanwhile what changes. The process may be killed at any time: the file has the
-// state of a commit, never parts of a later one. That does not protect against power loss.
+// Each table has the state of one time. What [Log.Save] costs depends on what has changed. The file
+// grows with each change. Once it has grown enough, Save also writes a new file, in parts, which
+// then replaces it: first all items that there are, and meanwhile what changes. The process may be
+// killed at any time: the file has the state of a commit, never parts of a later one. That does not
+// protect against power loss.
 type Log struct {
 	path    string
 	owner   []byte

@@ -53,7 +53,7 @@ func (r *logRun) limit(log *Log) {
 		r.rewrites++
 		return limited{f, &r.disk}, err
 	}
-	log.out.file = limited{log.out.file.(*os.File), &r.disk} //nolint:forcetypeassert // see createFile
+	log.out.file = limited{log.out.file.(*os.File), &r.disk}
 	// Small parts, so that everything takes several.
 	log.states, log.rewriteSize, log.rewriteTime = log.states[:len(r.buffer)], 100, 0
 }
@@ -129,7 +129,7 @@ func (r *logRun) read(t *rapid.T) *Content {
 func TestLogMatchesTable(t *testing.T) {
 	rewrites := 0
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp("", "log")
+		dir, err := os.MkdirTemp("", "log") //nolint:usetesting // one for each check
 		require.NoError(t, err)
 		defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
 		r := &logRun{path: filepath.Join(dir, "items"), fileRun: fileRun{config: table.Config{
