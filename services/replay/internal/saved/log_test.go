@@ -134,7 +134,7 @@ func TestLogMatchesTable(t *testing.T) {
 		defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
 		r := &logRun{path: filepath.Join(dir, "items"), fileRun: fileRun{config: table.Config{
 			Name: "per", Sampler: table.Selector{Kind: table.Epoch}, Remover: table.Selector{Kind: table.FIFO}, MaxItems: 12,
-			Limiter: table.SamplesPerInsert(2, 2, 50),
+			Limiter: table.SamplesPerInsert(2, 2, 1e6),
 		}, buffer: make([]table.State, rapid.IntRange(1, 4).Draw(t, "together"))}}
 		r.table, err = table.New(r.config)
 		require.NoError(t, err)
