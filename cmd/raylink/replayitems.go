@@ -85,7 +85,7 @@ func (r *replayApp) items(ctx context.Context, handle *replayv1raylink.Replay, f
 	next, more := uint32(0), true
 	for more && left > 0 {
 		req := &replayv1.ListItemsRequest{
-			Table: name, Keys: keys[:min(len(keys), pageOfItems)], From: next, Items: uint32(min(left, pageOfItems)), //nolint:gosec // small
+			Table: name, Keys: keys[:min(len(keys), pageOfItems)], From: next, Items: uint32(min(left, pageOfItems)),
 			Rows: f.rows, Columns: f.columns,
 		}
 		res, err := handle.ListItems(ctx, req)

@@ -41,7 +41,7 @@ func TestElementsOfAllTypes(t *testing.T) {
 	}
 	unknown := &tensorv1.Tensor{Dtype: 77, Shape: []uint64{2}, Data: []byte("12")}
 	assert.Equal(t, []any{}, elements(unknown, 1).json())
-	assert.Equal(t, "", elements(&tensorv1.Tensor{Dtype: 2, Shape: []uint64{1}, Data: []byte("1")}, 1).short(), "a row too few")
+	assert.Empty(t, elements(&tensorv1.Tensor{Dtype: 2, Shape: []uint64{1}, Data: []byte("1")}, 1).short(), "a row too few")
 	eight := &tensorv1.Tensor{Dtype: tensorv1.DataType_DATA_TYPE_UINT8, Shape: []uint64{1, 2, 4}, Data: []byte("\x01\x02\x03\x04\x05\x06\x07\x08")}
 	assert.Equal(t, "[1 2 3 4 5 6 ... (8)]", elements(eight, 0).short())
 }
