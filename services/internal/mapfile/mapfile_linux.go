@@ -72,7 +72,7 @@ func reserveError(err error, path string, size uint64) error {
 	block := uint64(fs.Bsize) //nolint:gosec // positive
 	total := fs.Blocks * block
 	text := spaceHint(path, fs.Type == unix.TMPFS_MAGIC, total)
-	return fmt.Errorf("reserve %d bytes: %s is too small or too full: %w", size, text, err)
+	return fmt.Errorf("reserve %d bytes: %s, of which %d are available: %w", size, text, fs.Bavail*block, err)
 }
 
 // spaceHint describes the file system that lacks space.
@@ -80,8 +80,8 @@ func spaceHint(path string, tmpfs bool, total uint64) string {
 	const containerDefault = 64 << 20
 	switch {
 	case tmpfs && strings.HasPrefix(path, "/dev/shm/") && total == containerDefault:
-		return "the 64 MiB that a container gets for /dev/shm by default (more by docker run --shm-size=..., " +
-			"or by a memory-backed volume on Kubernetes)"
+		return "the file system has the 64 MiB that a container gets for /dev/shm by default (more by docker run " +
+			"--shm-size=..., or by a memory-backed volume on Kubernetes)"
 	case tmpfs:
 		return fmt.Sprintf("the tmpfs of %d bytes at %s", total, parent(path))
 	default:

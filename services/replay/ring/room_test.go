@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,6 +130,45 @@ func TestHoldDoesNotVisitNumbersBetweenRows(t *testing.T) {
 	area = hold(t, r, 3)
 	require.LessOrEqual(t, r.heldRows(), uint64(20))
 	require.NoError(t, area.Release())
+}
+
+// TestWritersAreNotRefusedDuringHold has areas come and go during writes. There is always room.
+func TestWritersAreNotRefusedDuringHold(t *testing.T) {
+	r := newRing(t, oneColumn(1000))
+	write(t, r, 1000)
+	h, err := r.Reader()
+	require.NoError(t, err)
+	stop := make(chan struct{})
+	var writers sync.WaitGroup
+	defer writers.Wait()
+	defer close(stop)
+	refused := make(chan error, 2)
+	for range 2 {
+		p := inPlaceHead(t, r)
+		writers.Go(func() {
+			var number uint64
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := p.TryAppend(1, writeNumber(&number)); err != nil {
+					refused <- err
+					return
+				}
+			}
+		})
+	}
+	for range 300 {
+		area, err := h.Hold(t.Context(), 300)
+		require.NoError(t, err)
+		require.NoError(t, area.Release())
+	}
+	require.Empty(t, refused)
+	s, err := r.Stats()
+	require.NoError(t, err)
+	require.Zero(t, s.Refused)
 }
 
 func TestHoldEndsWithItsContext(t *testing.T) {
