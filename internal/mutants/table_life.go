@@ -27,7 +27,7 @@ func ofLife() []Mutant {
 		}),
 		{
 			Name: "replay/files-of-an-earlier-boot-are-used",
-			Edit: Edit{File: ring + "ring.go", Func: "Ring.load", Original: "head.boot != boot", Mutated: "false"},
+			Edit: Edit{File: ring + "ring.go", Func: "Ring.load", Original: "head.boot != boot", Mutated: "head.boot != boot && false"},
 			Test: refused + "another_boot", Package: replay,
 		},
 		{
@@ -75,11 +75,15 @@ func ofLife() []Mutant {
 		log("new-files-lack-what-changes-meanwhile", Edit{
 			File: saved + "log.go", Func: "Log.flush", Original: "l.next != nil", Mutated: "l.next != nil && false",
 		}),
-		log("records-take-effect-without-a-commit", Edit{File: saved + "saved.go", Func: "Read", Original: "k == kindCommit", Mutated: "k >= kindTable"}),
+		{
+			Name: "saved/records-take-effect-without-a-commit",
+			Edit: Edit{File: saved + "saved.go", Func: "Read", Original: "k == kindCommit", Mutated: "k >= kindTable"},
+			Test: "TestFileMatchesTable", Args: args, Timeout: limit,
+		},
 		{
 			Name: "table/items-are-drawn-in-every-epoch",
 			Edit: Edit{File: table + "state.go", Func: "Restore", Original: "s.Epoch == meta.Epoch", Mutated: "true"},
-			Test: "TestLogMatchesTable", Package: saved, Args: args, Timeout: limit,
+			Test: "TestItemsOfEarlierEpochsCanBeDrawn",
 		},
 		{
 			Name: "saved/damaged-records-are-applied",

@@ -116,3 +116,27 @@ func TestReservedNumbersAreNotUsedAgain(t *testing.T) {
 	require.Len(t, keys, stale)
 	require.Equal(t, uint64(2), restored.Meta().Counts.Inserted, "numbers that were skipped do not count")
 }
+
+// TestItemsOfEarlierEpochsCanBeDrawn has a copy with an item that has not changed since an epoch
+// ended in which it was drawn.
+func TestItemsOfEarlierEpochsCanBeDrawn(t *testing.T) {
+	config := Config{Sampler: Selector{Kind: Epoch}, MaxItems: 10}
+	table := newTable(t, config)
+	keys := insert(t, table, rows(1), rows(2))
+	sample(t, table, 2)
+	states := listed(table)
+	drawn := sample(t, table, 1)[0].Key // in the second epoch
+	for i := range states {
+		if states[i].Key() == drawn {
+			states[i], _ = table.Get(drawn)
+		}
+	}
+	restored, err := Restore(config, table.Meta(), slices.Values(states))
+	require.NoError(t, err)
+	other := keys[0]
+	if other == drawn {
+		other = keys[1]
+	}
+	require.Equal(t, other, sample(t, restored, 1)[0].Key, "the one that was not drawn in this epoch")
+	require.Equal(t, uint64(1), restored.Meta().Epoch)
+}
