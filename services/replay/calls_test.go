@@ -294,6 +294,10 @@ func (s *stuck) Newest(ctx context.Context, _ *replayv1.NewestRequest) (*replayv
 	return nil, s.block(ctx)
 }
 
+func (s *stuck) Inspect(ctx context.Context, _ *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
+	return nil, s.block(ctx)
+}
+
 // TestContextsThatEndDuringRemoteCalls is TestReadsEndWithTheirContext of package ring for calls
 // that the node has.
 func TestContextsThatEndDuringRemoteCalls(t *testing.T) {
