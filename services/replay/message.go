@@ -159,6 +159,12 @@ func reasonError(reason replayv1.Reason) error {
 		return ErrPriority
 	case replayv1.Reason_REASON_ARGUMENT:
 		return ErrArgument
+	case replayv1.Reason_REASON_CHECKPOINT:
+		return ErrCheckpoint
+	case replayv1.Reason_REASON_NOT_EMPTY:
+		return ErrNotEmpty
+	case replayv1.Reason_REASON_DIRECTORY:
+		return ErrDirectory
 	case replayv1.Reason_REASON_KEY:
 		return ErrKey
 	case replayv1.Reason_REASON_UNSPECIFIED:

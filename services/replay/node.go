@@ -3,7 +3,9 @@ package replay
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -31,6 +33,10 @@ type node struct {
 	tables  *tables
 	// file is nil if the ring's file is removed with the node.
 	file *openFile
+
+	log *slog.Logger
+	// restored is what the node got from a checkpoint, or nil.
+	restored atomic.Pointer[replayv1.Restored]
 }
 
 // close ends the tables, and the ring for heads in all processes. It removes the ring's file,
@@ -52,6 +58,7 @@ func (n *node) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.D
 	return &replayv1.DescribeResponse{
 		Columns: cloneColumns(n.columns), Capacity: stats.Capacity, File: n.ring.Path(), RingId: n.ring.ID().String(),
 		Written: stats.Written, Rows: stats.Readable, Tables: n.tables.configs,
+		Restored: n.restored.Load(),
 	}, nil
 }
 
@@ -191,6 +198,9 @@ func connectError(err error) error {
 		return withDetail(connect.CodeNotFound, err, &replayv1.Failure{Reason: reason})
 	default:
 		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: reason})
+	}
+	if reason := checkpointReason(err); reason != replayv1.Reason_REASON_UNSPECIFIED {
+		return withDetail(connect.CodeFailedPrecondition, err, &replayv1.Failure{Reason: reason})
 	}
 	switch {
 	case errors.As(err, &room):

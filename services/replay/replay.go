@@ -38,6 +38,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -54,11 +55,15 @@ import (
 // Type returns the node type "replay".
 func Type() runtime.NodeType {
 	return replayv1raylink.ReplayType(
-		func(_ context.Context, self *runtime.Node, config *replayv1.ReplayConfig) (replayv1raylink.ReplayNode, error) {
+		func(ctx context.Context, self *runtime.Node, config *replayv1.ReplayConfig) (replayv1raylink.ReplayNode, error) {
 			if config.GetFile() != "" {
 				n, err := openNode(config, self.Ref().NodeRef(), self.Logger())
 				if err != nil {
 					return nil, err
+				}
+				n.log = self.Logger()
+				if err := n.begin(ctx, config.GetRestore()); err != nil {
+					return nil, errors.Join(connectError(err), n.close())
 				}
 				self.OnStop(func(context.Context) error { return n.close() })
 				return n, nil
@@ -76,19 +81,23 @@ func Type() runtime.NodeType {
 			if err != nil {
 				return nil, err
 			}
+			n.log = self.Logger()
+			if err := n.begin(ctx, config.GetRestore()); err != nil {
+				return nil, errors.Join(connectError(err), n.close())
+			}
 			self.OnStop(func(context.Context) error { return n.close() })
 			return n, nil
 		}).Preparing(makeAbsolute)
 }
 
-// makeAbsolute makes the directory and the file absolute in the process that creates the replay.
-// The replay's process and those that use it have other working directories.
+// makeAbsolute makes paths absolute in the process that creates the replay. The replay's process
+// and those that use it have other working directories.
 func makeAbsolute(config proto.Message) error {
 	c, ok := config.(*replayv1.ReplayConfig)
 	if !ok {
 		return nil
 	}
-	for _, path := range []*string{&c.Directory, &c.File} {
+	for _, path := range []*string{&c.Directory, &c.File, &c.Restore} {
 		if *path == "" {
 			continue
 		}
@@ -163,7 +172,7 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	if err != nil {
 		return nil, errors.Join(err, r.Remove(), r.Close())
 	}
-	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: tables}, nil
+	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: tables, log: slog.Default()}, nil
 }
 
 func invalidConfig(err error) error {

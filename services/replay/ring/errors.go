@@ -35,6 +35,8 @@ var (
 	ErrOrphaned = errors.New("the process that created the ring has exited")
 	// ErrEmpty means that the ring has no readable row.
 	ErrEmpty = errors.New("the ring has no readable row")
+	// ErrNotEmpty means that a ring that should be filled was written to before.
+	ErrNotEmpty = errors.New("the ring is not empty")
 	// ErrNoRoom means that a write failed for lack of room: see [NoRoomError].
 	ErrNoRoom = errors.New("no room")
 	// ErrBatch means that a batch does not fit the ring's layout, or has more rows than the ring.

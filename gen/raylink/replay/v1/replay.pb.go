@@ -162,6 +162,12 @@ const (
 	Reason_REASON_PRIORITY Reason = 8
 	// The arguments do not fit together.
 	Reason_REASON_ARGUMENT Reason = 9
+	// A checkpoint is damaged or incomplete.
+	Reason_REASON_CHECKPOINT Reason = 20
+	// The replay that should be restored is not empty.
+	Reason_REASON_NOT_EMPTY Reason = 21
+	// A checkpoint can't be written to the directory.
+	Reason_REASON_DIRECTORY Reason = 22
 	// There is no item with such a key.
 	Reason_REASON_KEY Reason = 10
 )
@@ -179,6 +185,9 @@ var (
 		7:  "REASON_ITEM",
 		8:  "REASON_PRIORITY",
 		9:  "REASON_ARGUMENT",
+		20: "REASON_CHECKPOINT",
+		21: "REASON_NOT_EMPTY",
+		22: "REASON_DIRECTORY",
 		10: "REASON_KEY",
 	}
 	Reason_value = map[string]int32{
@@ -192,6 +201,9 @@ var (
 		"REASON_ITEM":        7,
 		"REASON_PRIORITY":    8,
 		"REASON_ARGUMENT":    9,
+		"REASON_CHECKPOINT":  20,
+		"REASON_NOT_EMPTY":   21,
+		"REASON_DIRECTORY":   22,
 		"REASON_KEY":         10,
 	}
 )
@@ -243,7 +255,10 @@ type ReplayConfig struct {
 	// Columns and capacity must be the same; the configuration of tables may change. A relative path
 	// is relative to the working directory of the process that creates the node. The node also uses
 	// the files with this name and .items or .node appended. docs/replay.md has the details.
-	File          string `protobuf:"bytes,6,opt,name=file,proto3" json:"file,omitempty"`
+	File string `protobuf:"bytes,6,opt,name=file,proto3" json:"file,omitempty"`
+	// The directory of a checkpoint that the replay begins with: see Restore. Empty for none. A
+	// relative path is as in directory.
+	Restore       string `protobuf:"bytes,7,opt,name=restore,proto3" json:"restore,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -316,6 +331,13 @@ func (x *ReplayConfig) GetTables() []*TableConfig {
 func (x *ReplayConfig) GetFile() string {
 	if x != nil {
 		return x.File
+	}
+	return ""
+}
+
+func (x *ReplayConfig) GetRestore() string {
+	if x != nil {
+		return x.Restore
 	}
 	return ""
 }
@@ -594,7 +616,9 @@ type DescribeResponse struct {
 	Written uint64 `protobuf:"varint,5,opt,name=written,proto3" json:"written,omitempty"`
 	Rows    uint64 `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
 	// The tables, as they were configured.
-	Tables        []*TableConfig `protobuf:"bytes,7,rep,name=tables,proto3" json:"tables,omitempty"`
+	Tables []*TableConfig `protobuf:"bytes,7,rep,name=tables,proto3" json:"tables,omitempty"`
+	// What the replay got from a checkpoint, if it was restored.
+	Restored      *Restored `protobuf:"bytes,8,opt,name=restored,proto3" json:"restored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +698,13 @@ func (x *DescribeResponse) GetRows() uint64 {
 func (x *DescribeResponse) GetTables() []*TableConfig {
 	if x != nil {
 		return x.Tables
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetRestored() *Restored {
+	if x != nil {
+		return x.Restored
 	}
 	return nil
 }
@@ -2573,14 +2604,15 @@ var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xf0\x01\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\"raylink/replay/v1/checkpoint.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x8a\x02\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
 	"\tdirectory\x18\x03 \x01(\tR\tdirectory\x12%\n" +
 	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\x126\n" +
 	"\x06tables\x18\x05 \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\x12\x12\n" +
-	"\x04file\x18\x06 \x01(\tR\x04file\"\x83\x02\n" +
+	"\x04file\x18\x06 \x01(\tR\x04file\x12\x18\n" +
+	"\arestore\x18\a \x01(\tR\arestore\"\x83\x02\n" +
 	"\vTableConfig\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
 	"\asampler\x18\x02 \x01(\v2\x1b.raylink.replay.v1.SelectorR\asampler\x125\n" +
@@ -2598,7 +2630,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x12samples_per_insert\x18\x03 \x01(\x01R\x10samplesPerInsert\x12\x16\n" +
 	"\x06buffer\x18\x04 \x01(\x01R\x06buffer\x12\x1a\n" +
 	"\bcapacity\x18\x05 \x01(\x04R\bcapacity\"\x11\n" +
-	"\x0fDescribeRequest\"\xf6\x01\n" +
+	"\x0fDescribeRequest\"\xaf\x02\n" +
 	"\x10DescribeResponse\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x12\n" +
@@ -2606,7 +2638,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\aring_id\x18\x04 \x01(\tR\x06ringId\x12\x18\n" +
 	"\awritten\x18\x05 \x01(\x04R\awritten\x12\x12\n" +
 	"\x04rows\x18\x06 \x01(\x04R\x04rows\x126\n" +
-	"\x06tables\x18\a \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\"l\n" +
+	"\x06tables\x18\a \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\x127\n" +
+	"\brestored\x18\b \x01(\v2\x1b.raylink.replay.v1.RestoredR\brestored\"l\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x123\n" +
 	"\acolumns\x18\x02 \x03(\v2\x19.raylink.tensor.v1.TensorR\acolumns\x12\x1a\n" +
@@ -2767,7 +2800,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x18LIMITER_RULE_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fLIMITER_RULE_SAMPLES_PER_INSERT\x10\x01\x12\x16\n" +
 	"\x12LIMITER_RULE_QUEUE\x10\x02\x12\x16\n" +
-	"\x12LIMITER_RULE_STACK\x10\x03*\xdb\x01\n" +
+	"\x12LIMITER_RULE_STACK\x10\x03*\x9e\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_BATCH\x10\x01\x12\x11\n" +
@@ -2778,11 +2811,13 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_LIMITER\x10\x06\x12\x0f\n" +
 	"\vREASON_ITEM\x10\a\x12\x13\n" +
 	"\x0fREASON_PRIORITY\x10\b\x12\x13\n" +
-	"\x0fREASON_ARGUMENT\x10\t\x12\x0e\n" +
+	"\x0fREASON_ARGUMENT\x10\t\x12\x15\n" +
+	"\x11REASON_CHECKPOINT\x10\x14\x12\x14\n" +
+	"\x10REASON_NOT_EMPTY\x10\x15\x12\x14\n" +
+	"\x10REASON_DIRECTORY\x10\x16\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +
-	"2\xa0\n" +
-	"\n" +
+	"2\xd9\v\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -2797,7 +2832,10 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"SetLimiter\x12$.raylink.replay.v1.SetLimiterRequest\x1a%.raylink.replay.v1.SetLimiterResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
 	"\aInspect\x12!.raylink.replay.v1.InspectRequest\x1a\".raylink.replay.v1.InspectResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12`\n" +
-	"\tListItems\x12#.raylink.replay.v1.ListItemsRequest\x1a$.raylink.replay.v1.ListItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
+	"\tListItems\x12#.raylink.replay.v1.ListItemsRequest\x1a$.raylink.replay.v1.ListItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12[\n" +
+	"\n" +
+	"Checkpoint\x12$.raylink.replay.v1.CheckpointRequest\x1a%.raylink.replay.v1.CheckpointResponse0\x01\x12Z\n" +
+	"\aRestore\x12!.raylink.replay.v1.RestoreRequest\x1a\".raylink.replay.v1.RestoreResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
 	"\x06replay\x12\x1eraylink.replay.v1.ReplayConfigB;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
 
 var (
@@ -2852,17 +2890,22 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*InspectResponse)(nil),          // 34: raylink.replay.v1.InspectResponse
 	(*TableInfo)(nil),                // 35: raylink.replay.v1.TableInfo
 	(*v1.Column)(nil),                // 36: raylink.tensor.v1.Column
-	(*v1.Tensor)(nil),                // 37: raylink.tensor.v1.Tensor
-	(*Holder)(nil),                   // 38: raylink.replay.v1.Holder
-	(*Run)(nil),                      // 39: raylink.replay.v1.Run
-	(*Blocked)(nil),                  // 40: raylink.replay.v1.Blocked
-	(*RingInfo)(nil),                 // 41: raylink.replay.v1.RingInfo
-	(*FileStatus)(nil),               // 42: raylink.replay.v1.FileStatus
-	(*Needs)(nil),                    // 43: raylink.replay.v1.Needs
-	(*WaitingRequest)(nil),           // 44: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 45: raylink.replay.v1.ListItemsRequest
-	(*WaitingResponse)(nil),          // 46: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 47: raylink.replay.v1.ListItemsResponse
+	(*Restored)(nil),                 // 37: raylink.replay.v1.Restored
+	(*v1.Tensor)(nil),                // 38: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 39: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 40: raylink.replay.v1.Run
+	(*Blocked)(nil),                  // 41: raylink.replay.v1.Blocked
+	(*RingInfo)(nil),                 // 42: raylink.replay.v1.RingInfo
+	(*FileStatus)(nil),               // 43: raylink.replay.v1.FileStatus
+	(*Needs)(nil),                    // 44: raylink.replay.v1.Needs
+	(*WaitingRequest)(nil),           // 45: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 46: raylink.replay.v1.ListItemsRequest
+	(*CheckpointRequest)(nil),        // 47: raylink.replay.v1.CheckpointRequest
+	(*RestoreRequest)(nil),           // 48: raylink.replay.v1.RestoreRequest
+	(*WaitingResponse)(nil),          // 49: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 50: raylink.replay.v1.ListItemsResponse
+	(*CheckpointResponse)(nil),       // 51: raylink.replay.v1.CheckpointResponse
+	(*RestoreResponse)(nil),          // 52: raylink.replay.v1.RestoreResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	36, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
@@ -2874,61 +2917,66 @@ var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
 	36, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	37, // 9: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
-	9,  // 10: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
-	12, // 11: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	38, // 12: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
-	2,  // 13: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
-	9,  // 14: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
-	9,  // 15: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	39, // 16: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
-	9,  // 17: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	39, // 18: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
-	20, // 19: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	40, // 20: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	39, // 21: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
-	24, // 22: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	40, // 23: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	25, // 24: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
-	6,  // 25: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	35, // 26: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
-	41, // 27: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
-	42, // 28: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
-	4,  // 29: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	40, // 30: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	43, // 31: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
-	43, // 32: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
-	7,  // 33: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 34: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	14, // 35: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	16, // 36: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	18, // 37: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	21, // 38: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	23, // 39: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	44, // 40: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 41: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	29, // 42: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	31, // 43: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	33, // 44: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	45, // 45: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	8,  // 46: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 47: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 48: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 49: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 50: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	22, // 51: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 52: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	46, // 53: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	28, // 54: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	30, // 55: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	32, // 56: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	34, // 57: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	47, // 58: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	46, // [46:59] is the sub-list for method output_type
-	33, // [33:46] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	37, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
+	38, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	9,  // 11: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
+	12, // 12: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
+	39, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	2,  // 14: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
+	9,  // 15: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
+	9,  // 16: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
+	40, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	9,  // 18: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
+	40, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	20, // 20: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
+	41, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	40, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	24, // 23: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
+	41, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	25, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
+	6,  // 26: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
+	35, // 27: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	42, // 28: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
+	43, // 29: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
+	4,  // 30: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	41, // 31: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	44, // 32: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
+	44, // 33: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
+	7,  // 34: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 35: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	14, // 36: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	16, // 37: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	18, // 38: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	21, // 39: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 40: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	45, // 41: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	27, // 42: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	29, // 43: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	31, // 44: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	33, // 45: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	46, // 46: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	47, // 47: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
+	48, // 48: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
+	8,  // 49: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 50: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 51: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 52: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 53: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	22, // 54: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 55: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	49, // 56: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	28, // 57: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	30, // 58: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	32, // 59: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	34, // 60: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	50, // 61: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	51, // 62: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
+	52, // 63: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
+	49, // [49:64] is the sub-list for method output_type
+	34, // [34:49] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -2936,6 +2984,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 	if File_raylink_replay_v1_replay_proto != nil {
 		return
 	}
+	file_raylink_replay_v1_checkpoint_proto_init()
 	file_raylink_replay_v1_file_proto_init()
 	file_raylink_replay_v1_inspect_proto_init()
 	file_raylink_replay_v1_items_proto_init()

@@ -178,6 +178,25 @@ var replayService = runtime.GeneratedService{
 			},
 			Concurrent: true,
 		},
+		{
+			Name: "Checkpoint",
+			NewRequest: func() proto.Message {
+				return new(replayv1.CheckpointRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.CheckpointResponse)
+			},
+		},
+		{
+			Name: "Restore",
+			NewRequest: func() proto.Message {
+				return new(replayv1.RestoreRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.RestoreResponse)
+			},
+			Concurrent: true,
+		},
 	},
 }
 
@@ -339,6 +358,28 @@ var replayHandlers = []runtime.GeneratedHandler{
 			return res, nil
 		},
 	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
+			}
+			return node.(ReplayNode).Checkpoint(ctx, req, stream)
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Restore(ctx, req.(*replayv1.RestoreRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.RestoreResponse)
+			}
+			return res, nil
+		},
+	},
 }
 
 // ReplayNode is the interface that a node of the service raylink.replay.v1.Replay implements. Its
@@ -386,7 +427,20 @@ type ReplayNode interface {
 	// ListItems returns items by their keys, or a page of a table, with their rows if asked for. They
 	// do not count as sampled.
 	ListItems(context.Context, *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error)
+
+	// Checkpoint copies the rows and tables to a new directory of the node's machine, while they are
+	// used. Ending the call ends it, and leaves nothing.
+	Checkpoint(context.Context, *replayv1.CheckpointRequest, ReplayCheckpointServerStream) error
+
+	// Restore fills a replay that has no rows and items yet from a checkpoint, or changes nothing.
+	Restore(context.Context, *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error)
 }
+
+// ReplayCheckpointServerStream is the node's side of Checkpoint.
+type ReplayCheckpointServerStream = runtime.ServerStreamingServer[*replayv1.CheckpointResponse]
+
+// ReplayCheckpointClientStream is the caller's side of Checkpoint.
+type ReplayCheckpointClientStream = runtime.ServerStreamingClient[*replayv1.CheckpointResponse]
 
 // UnimplementedReplayNode returns an error with the code Unimplemented from every method. A node
 // that embeds it still compiles when the schema gets another method.
@@ -455,6 +509,16 @@ func (UnimplementedReplayNode) Inspect(context.Context, *replayv1.InspectRequest
 // ListItems returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) ListItems(context.Context, *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/ListItems is not implemented")
+}
+
+// Checkpoint returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Checkpoint(context.Context, *replayv1.CheckpointRequest, ReplayCheckpointServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Checkpoint is not implemented")
+}
+
+// Restore returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Restore(context.Context, *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Restore is not implemented")
 }
 
 // ReplayType returns the node type "replay", whose nodes setup makes. Setup is called once for each
@@ -633,6 +697,23 @@ func (h *Replay) ListItems(ctx context.Context, req *replayv1.ListItemsRequest) 
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) ListItemsAsync(ctx context.Context, req *replayv1.ListItemsRequest) *runtime.Future[*replayv1.ListItemsResponse] {
 	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](12).Async(ctx, h.ref, req)
+}
+
+// Checkpoint copies the rows and tables to a new directory of the node's machine, while they are
+// used. Ending the call ends it, and leaves nothing.
+func (h *Replay) Checkpoint(ctx context.Context, req *replayv1.CheckpointRequest) (ReplayCheckpointClientStream, error) {
+	return runtime.GeneratedCall[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](13).ServerStream(ctx, h.ref, req)
+}
+
+// Restore fills a replay that has no rows and items yet from a checkpoint, or changes nothing.
+func (h *Replay) Restore(ctx context.Context, req *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error) {
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](14).Unary(ctx, h.ref, req)
+}
+
+// RestoreAsync calls Restore and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Replay) RestoreAsync(ctx context.Context, req *replayv1.RestoreRequest) *runtime.Future[*replayv1.RestoreResponse] {
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](14).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.
