@@ -50,6 +50,9 @@ func allCalls(t *testing.T, p *Typed[pointColumns]) []call {
 		return func(ctx context.Context) error {
 			called := 0
 			err := appendRows(ctx, n, func(*pointColumns) { called++ })
+			if err == nil {
+				err = tw.Flush(ctx)
+			}
 			require.LessOrEqual(t, called, 1)
 			if err != nil {
 				require.Empty(t, tw.Sequences())

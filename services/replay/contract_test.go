@@ -45,9 +45,16 @@ func openTunnel(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	server, mux := connect.NewServer(), http.NewServeMux()
 	replayv1raylink.RegisterReplayTunnel(server, n)
 	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20))
-	web := httptest.NewServer(mux)
+	web := httptest.NewUnstartedServer(mux)
+	web.Config.Protocols = new(http.Protocols)
+	web.Config.Protocols.SetUnencryptedHTTP2(true) // HTTP/1 has no bidirectional streams
+	web.Start()
 	t.Cleanup(web.Close)
-	c, err := OpenClient(t.Context(), replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(web.Client(), web.URL, connecthttp.WithReadMaxBytes(64<<20)))))
+	transport := &http.Transport{Protocols: web.Config.Protocols}
+	t.Cleanup(transport.CloseIdleConnections)
+	c, err := OpenClient(t.Context(), replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(
+		&http.Client{Transport: transport}, web.URL, connecthttp.WithReadMaxBytes(64<<20),
+	))))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Close()) })
 	return c

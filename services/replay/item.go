@@ -79,15 +79,38 @@ func (*HistoryError) Is(target error) bool { return target == ErrItem }
 
 // UnconfirmedError means that items were not confirmed: it is unknown whether their table has them.
 // It wraps the cause, for example [ring.ErrOrphaned] if the node's process has died.
+//
+// Where the ring is not mapped, it is also for rows, and for a writer whose stream was lost or whose
+// context ended before the node's confirmation.
 type UnconfirmedError struct {
+	// Table is that of the items. It is empty where they may be of several tables.
 	Table string
 	Items int
+	// Rows is how many rows were not confirmed, and Confirmed how many of the writer's rows were.
+	Rows, Confirmed uint64
+	// Keys are those of the items that were not confirmed. They are nil if the ring is mapped.
+	Keys []*PendingKey
+	// Kept means that the writer still has the rows and items: its next call sends them again, and
+	// the node writes those that it has already no second time. Otherwise they were dropped.
+	Kept  bool
 	Cause error
 }
 
-// Error says how many items of which table were not confirmed, and why.
+// Error says what was not confirmed, and why.
 func (e *UnconfirmedError) Error() string {
-	return fmt.Sprintf("%d items for table %q were not confirmed: %v", e.Items, e.Table, e.Cause)
+	items := fmt.Sprintf("%d items", e.Items)
+	if e.Table != "" {
+		items += fmt.Sprintf(" for table %q", e.Table)
+	}
+	switch {
+	case e.Rows == 0 && e.Keys == nil:
+		return fmt.Sprintf("%s were not confirmed: %v", items, e.Cause)
+	case e.Kept:
+		return fmt.Sprintf("%d rows and %s were not confirmed, after %d confirmed rows; the writer keeps them and sends them again: %v",
+			e.Rows, items, e.Confirmed, e.Cause)
+	default:
+		return fmt.Sprintf("%d rows and %s were not confirmed, after %d confirmed rows, and were dropped: %v", e.Rows, items, e.Confirmed, e.Cause)
+	}
 }
 
 // Unwrap returns the cause.
@@ -98,8 +121,8 @@ type WriterOption interface{ applyWriter(options *writerOptions) }
 
 // writerOptions are those of a writer.
 type writerOptions struct {
-	history, unconfirmed int
-	caller               string
+	history, unconfirmed, window int
+	caller                       string
 }
 
 type writerOption func(options *writerOptions)
@@ -115,6 +138,11 @@ func Unconfirmed(items int) WriterOption {
 	return writerOption(func(o *writerOptions) { o.unconfirmed = items })
 }
 
+// Window is the maximum size, in bytes, of the rows that a writer has written and the node has not
+// confirmed, where the ring is not mapped; by default 4 MiB. [TypedWriter.Append] blocks when it is
+// reached. A larger write waits until all rows before it are confirmed.
+func Window(bytes int) WriterOption { return writerOption(func(o *writerOptions) { o.window = bytes }) }
+
 // CallerOption names a writer or a sampler.
 type CallerOption string
 
@@ -123,10 +151,13 @@ func Caller(name string) CallerOption { return CallerOption(name) }
 
 func (c CallerOption) applyWriter(options *writerOptions) { options.caller = string(c) }
 
-const defaultUnconfirmed = 1024
+const (
+	defaultUnconfirmed = 1024
+	defaultWindow      = 4 << 20
+)
 
 func writerOptionsOf(c *Client, options []WriterOption) (writerOptions, error) {
-	chosen := writerOptions{unconfirmed: defaultUnconfirmed}
+	chosen := writerOptions{unconfirmed: defaultUnconfirmed, window: defaultWindow}
 	for _, o := range options {
 		o.applyWriter(&chosen)
 	}
@@ -135,6 +166,8 @@ func writerOptionsOf(c *Client, options []WriterOption) (writerOptions, error) {
 		return chosen, fmt.Errorf("create a writer with a history of %d rows: %w: the ring has %d", chosen.history, ErrArgument, capacity)
 	case chosen.unconfirmed < 1:
 		return chosen, fmt.Errorf("create a writer with up to %d unconfirmed items: %w: it needs one", chosen.unconfirmed, ErrArgument)
+	case chosen.window < 1:
+		return chosen, fmt.Errorf("create a writer with a window of %d bytes: %w: it must be positive", chosen.window, ErrArgument)
 	}
 	return chosen, nil
 }
@@ -180,6 +213,37 @@ func (h *history) add(id string, sequences []uint64) {
 	h.rows = append(h.rows, sequences...)
 }
 
+// append adds n rows that a stream numbers.
+func (h *history) append(key string, first uint64, n int) {
+	if h.most == 0 {
+		return
+	}
+	first += uint64(max(0, n-h.most))
+	var few [1]uint64
+	numbers := few[:0]
+	for i := range min(n, h.most) {
+		numbers = append(numbers, first+uint64(i))
+	}
+	h.add(key, numbers)
+}
+
+// resolve replaces the numbers of a stream, all of whose rows were confirmed, by sequence numbers.
+func (h *history) resolve(o *outbox, ring string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ring != ring {
+		*h = history{most: h.most}
+		return
+	}
+	recent := o.recent.rows
+	known := min(len(h.rows), len(recent))
+	h.episode = max(0, h.episode-(len(h.rows)-known))
+	h.ring, h.rows = ring, slices.Clone(recent[len(recent)-known:])
+}
+
+// length returns how many rows items can have, whatever the episode.
+func (h *history) length() int { return min(h.most, len(h.rows)) }
+
 // last returns the runs of the last n rows, or how many there are.
 func (h *history) last(n int, across bool) ([]*replayv1.Run, int) {
 	rows := h.rows
@@ -211,9 +275,22 @@ func (w *TypedWriter[C]) Item(ctx context.Context, tableName string, n int, prio
 	for _, o := range options {
 		o(&chosen)
 	}
+	if err := w.typed.client.opened(); err != nil {
+		return nil, fmt.Errorf("create an item: %w", err)
+	}
 	q, err := w.queue(tableName)
 	if err != nil {
 		return nil, fmt.Errorf("create an item: %w", err)
+	}
+	o := w.outbox
+	if o != nil && o.ended() {
+		if err := o.lost(); err != nil {
+			return nil, fmt.Errorf("create an item: %w", err)
+		}
+		if w.history.ring == o.key {
+			w.history = history{most: w.history.most}
+		}
+		o = nil
 	}
 	runs, written := w.history.last(n, chosen.across)
 	if runs == nil {
@@ -226,6 +303,11 @@ func (w *TypedWriter[C]) Item(ctx context.Context, tableName string, n int, prio
 		}
 		item.Priority = &priority
 	}
+	if o != nil && w.history.ring == o.key {
+		return o.item(ctx, q.config, &replayv1.FeedItem{
+			Table: tableName, First: runs[0].GetFirst(), Length: uint32(n), Priority: item.Priority, //nolint:gosec // at most the history
+		})
+	}
 	key := &PendingKey{}
 	return key, q.add(ctx, unconfirmed{ring: w.history.ring, item: item, key: key})
 }
@@ -235,6 +317,9 @@ func (w *TypedWriter[C]) Item(ctx context.Context, tableName string, n int, prio
 func (w *TypedWriter[C]) EndEpisode(ctx context.Context) error {
 	w.history.episode = len(w.history.rows)
 	err := ctx.Err()
+	if w.outbox != nil {
+		err = errors.Join(err, w.outbox.lost())
+	}
 	for _, q := range w.queues {
 		err = errors.Join(err, q.takeFailure())
 	}
@@ -245,6 +330,9 @@ func (w *TypedWriter[C]) EndEpisode(ctx context.Context) error {
 // matches [ErrBlocked] and the context's error. Items stay on their way.
 func (w *TypedWriter[C]) Flush(ctx context.Context) error {
 	var err error
+	if w.outbox != nil {
+		err = w.outbox.flush(ctx)
+	}
 	for _, q := range w.queues {
 		err = errors.Join(err, q.wait(ctx, 0, nil))
 	}

@@ -117,6 +117,9 @@ func noRoomOf(detail *replayv1.NoRoom) *ring.NoRoomError {
 
 // ringError converts an error from the node to the one that a ring on this machine would return.
 func ringError(err error) error {
+	if unconfirmed, ok := errors.AsType[*UnconfirmedError](err); ok && unconfirmed != nil {
+		return err // of a stream, which has converted its error
+	}
 	remote, ok := errors.AsType[*connect.Error](err)
 	if !ok {
 		return err

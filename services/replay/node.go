@@ -21,6 +21,9 @@ import (
 // maxResponse is the maximum size of the rows in one response, in bytes.
 const maxResponse = 32 << 20
 
+// maxRowBytes is the maximum size of a row in bytes: a message of a tunnel has at most 64 MiB.
+const maxRowBytes = 63 << 20
+
 // node is a replay node. All of its methods are concurrent, because the ring needs no lock.
 type node struct {
 	replayv1raylink.UnimplementedReplayNode
@@ -31,6 +34,7 @@ type node struct {
 	// columns are as they were configured, with their initial values.
 	columns []*tensorv1.Column
 	tables  *tables
+	feeds   feeds
 	// file is nil if the ring's file is removed with the node.
 	file *openFile
 
@@ -43,6 +47,7 @@ type node struct {
 // unless the user named it.
 func (n *node) close() error {
 	n.tables.close(ring.ErrEnded)
+	n.feeds.close(ring.ErrEnded)
 	if n.file != nil {
 		return errors.Join(n.file.close(), n.ring.End(), n.ring.Close(), n.file.own.close())
 	}

@@ -195,6 +195,10 @@ func configured(config *replayv1.ReplayConfig) (ring.Layout, error) {
 	if err != nil {
 		return ring.Layout{}, err
 	}
+	if size := rowSize(layout); size > maxRowBytes {
+		return ring.Layout{}, fmt.Errorf("%w: a row has %d bytes, and at most %d are possible: clients on other machines get it in one message",
+			ring.ErrLayout, size, uint64(maxRowBytes))
+	}
 	for i, c := range config.GetColumns() {
 		if size, n := layout.Columns[i].DType.Size(), len(c.GetInitial()); n != 0 && n != size {
 			return ring.Layout{}, fmt.Errorf("%w: column %q has an initial value of %d bytes, and its elements have %d",

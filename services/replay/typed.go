@@ -224,6 +224,12 @@ type TypedWriter[C any] struct {
 	// The sequence numbers of the last write are those of last, or if that is nil, sequences.
 	last      *ring.InPlace
 	sequences []uint64
+	// outbox sends rows and items where the ring is not mapped. streamed means that it has the rows
+	// of the last write, whose context is streaming.
+	outbox    *outbox
+	streamed  bool
+	streaming context.Context //nolint:containedctx // see Sequences
+	columns   [][]byte
 }
 
 // Writer returns a writer. One that is to create items needs a [History].
@@ -282,7 +288,14 @@ func (w *TypedWriter[C]) TryAppend(ctx context.Context, n int, write func(rows *
 
 // Sequences returns the sequence numbers of the rows of the last write, in increasing order. They
 // are valid until the next write.
+//
+// Where the ring is not mapped, they are known only when the node has confirmed the rows. Sequences
+// then waits for that, but only as long as the stream and the context of the last write last, and
+// returns the numbers of the rows that were confirmed: the first ones.
 func (w *TypedWriter[C]) Sequences() []uint64 {
+	if w.streamed {
+		return w.outbox.sequences(w.streaming)
+	}
 	if w.last != nil {
 		return w.last.Sequences()
 	}
@@ -292,7 +305,7 @@ func (w *TypedWriter[C]) Sequences() []uint64 {
 // append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
 	err := w.appendRows(ctx, n, write, wait)
-	if w.history.most > 0 {
+	if w.history.most > 0 && w.outbox == nil {
 		w.history.add(w.wrote, w.Sequences())
 	}
 	return err
@@ -304,10 +317,11 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 	case w.write != nil:
 		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
 	case n < 0 || uint64(n) > capacity:
-		w.last, w.sequences = nil, nil
+		w.last, w.sequences, w.streamed = nil, nil, false
 		return fmt.Errorf("%w: %d rows to append, and the ring has %d", ring.ErrBatch, n, capacity)
 	}
 	w.last, w.sequences, w.write, w.n = nil, nil, write, n
+	w.streamed, w.streaming = false, nil
 	defer func() {
 		var none C
 		w.write, w.rows = nil, none // so that using the columns later fails, instead of changing another row
@@ -321,22 +335,15 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 		}
 	}
 	return w.typed.client.with(ctx, func(r *ring.Ring) error {
+		if err := w.leave(ctx, r); err != nil {
+			return err
+		}
 		if err := w.bind(r); err != nil {
 			return err
 		}
 		w.trust.renew(w.typed.client, r)
 		return w.appendInPlace(ctx, n, wait)
-	}, func() error {
-		if n == 0 {
-			return nil
-		}
-		if err := w.fillBatch(); err != nil {
-			return err
-		}
-		err := w.head.send(ctx, w.batch.rows, wait, true)
-		w.sequences, w.wrote = w.batch.Sequences(), w.head.wrote
-		return err
-	})
+	}, func() error { return w.stream(ctx, wait) })
 }
 
 // appendInPlace writes to the ring that the writer is bound to.
@@ -356,13 +363,23 @@ func (w *TypedWriter[C]) appendLarge(ctx context.Context, wait bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	r, err := w.typed.client.current(ctx)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return ringError(w.stream(ctx, wait))
+	}
+	if err := w.leave(ctx, r); err != nil {
+		return err
+	}
 	if err := w.fillBatch(); err != nil {
 		return err
 	}
 	if w.inPlace != nil {
 		w.inPlace.DropReserved() // so that the numbers of later rows are higher than those of these
 	}
-	_, err := w.head.write(ctx, w.batch.rows, wait)
+	_, err = w.head.write(ctx, w.batch.rows, wait)
 	w.sequences, w.wrote = w.batch.Sequences(), w.head.wrote
 	if uint64(w.n)*rowSize(w.typed.client.layout) > maxChunk { //nolint:gosec // positive
 		w.batch = nil
@@ -404,5 +421,87 @@ func (w *TypedWriter[C]) fillBatch() error {
 		return err
 	}
 	w.write(&w.batch.Columns)
+	return nil
+}
+
+// stream adds rows to those that a stream sends to the node. If it is not to wait, it sends them by
+// a call of its own, after all others.
+func (w *TypedWriter[C]) stream(ctx context.Context, wait bool) error {
+	n := w.n
+	if n == 0 {
+		return nil
+	}
+	if w.outbox == nil || w.outbox.ended() {
+		w.outbox = newOutbox(w.typed.client, w.options)
+		w.columns = make([][]byte, len(w.typed.client.layout.Columns))
+	}
+	o := w.outbox
+	switch {
+	case !wait:
+		return w.tryStream(ctx)
+	case n <= w.together:
+		if err := o.reserve(ctx, n, w.columns); err != nil {
+			return err
+		}
+		filled := false
+		defer func() {
+			if !filled {
+				o.abandon()
+			}
+		}()
+		w.fillColumns(w.columns)
+		filled = true
+		if err := o.commit(n); err != nil {
+			return err
+		}
+	default:
+		if err := w.fillBatch(); err != nil {
+			return err
+		}
+		if err := o.add(ctx, w.batch.rows); err != nil {
+			return err
+		}
+		if n*o.shape.row > maxChunk {
+			w.batch = nil
+		}
+	}
+	w.streamed, w.streaming = true, ctx
+	w.history.append(o.key, o.lastFrom, n)
+	return nil
+}
+
+// tryStream writes rows if there is room for them now.
+func (w *TypedWriter[C]) tryStream(ctx context.Context) error {
+	o := w.outbox
+	if err := o.flush(ctx); err != nil {
+		return err
+	}
+	if err := w.fillBatch(); err != nil {
+		return err
+	}
+	err := w.head.send(ctx, w.batch.rows, false, w.n <= w.together)
+	w.sequences = w.batch.Sequences()
+	if len(w.sequences) > 0 {
+		if openErr := o.adopt(ctx, w.head.wrote, w.sequences); openErr != nil {
+			return errors.Join(err, openErr)
+		}
+		w.history.append(o.key, o.lastFrom, len(w.sequences))
+	}
+	return err
+}
+
+// leave ends the use of a stream, because the ring was mapped meanwhile.
+func (w *TypedWriter[C]) leave(ctx context.Context, r *ring.Ring) error {
+	o := w.outbox
+	if o == nil {
+		return nil
+	}
+	if err := o.flush(ctx); err != nil {
+		return err
+	}
+	w.outbox = nil
+	if w.history.ring == o.key {
+		w.history.resolve(o, r.ID().String())
+	}
 	return nil
 }

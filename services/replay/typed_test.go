@@ -58,6 +58,16 @@ func pointWriter(t *testing.T, p *Typed[pointColumns]) *TypedWriter[pointColumns
 	return w
 }
 
+// appended returns a function that appends rows and waits until they are in the ring.
+func appended(w *TypedWriter[pointColumns]) func(context.Context, int, func(*pointColumns)) error {
+	return func(ctx context.Context, n int, fill func(*pointColumns)) error {
+		if err := w.Append(ctx, n, fill); err != nil {
+			return err
+		}
+		return w.Flush(ctx)
+	}
+}
+
 // points returns a function that writes points with the given numbers.
 func points(numbers ...int64) func(rows *pointColumns) {
 	return func(rows *pointColumns) {
@@ -151,6 +161,7 @@ func TestNothingBecomesVisibleIfWriteDoesNotReturn(t *testing.T) {
 	typedBothWays(t, 20, func(t *testing.T, p *Typed[pointColumns], holder *Client) {
 		w, ctx := pointWriter(t, p), t.Context()
 		require.NoError(t, w.Append(ctx, 5, points(0, 1, 2, 3, 4)))
+		require.NoError(t, w.Flush(ctx))
 		seen := func() []int64 {
 			b, err := holder.NewBatch(0)
 			require.NoError(t, err)
@@ -176,9 +187,10 @@ func TestNothingBecomesVisibleIfWriteDoesNotReturn(t *testing.T) {
 
 		require.NoError(t, w.Append(ctx, 2, func(rows *pointColumns) {
 			require.ErrorIs(t, w.Append(ctx, 1, points(1)), ring.ErrBatch, "the same writer")
-			require.NoError(t, pointWriter(t, p).Append(ctx, 1, points(5)), "another one")
+			require.NoError(t, appended(pointWriter(t, p))(ctx, 1, points(5)), "another one")
 			points(6, 7)(rows)
 		}))
+		require.NoError(t, w.Flush(ctx))
 		require.Len(t, seen(), 8)
 		// All rows can be written again.
 		all := make([]int64, 20)
@@ -186,6 +198,7 @@ func TestNothingBecomesVisibleIfWriteDoesNotReturn(t *testing.T) {
 			all[i] = int64(i)
 		}
 		require.NoError(t, w.Append(ctx, 20, points(all...)))
+		require.NoError(t, w.Flush(ctx))
 		require.Equal(t, all, seen())
 	})
 }
@@ -193,7 +206,8 @@ func TestNothingBecomesVisibleIfWriteDoesNotReturn(t *testing.T) {
 func TestTypedAppendWaitsForRoom(t *testing.T) {
 	typedBothWays(t, 4, func(t *testing.T, p *Typed[pointColumns], holder *Client) {
 		w := pointWriter(t, p)
-		require.NoError(t, w.Append(t.Context(), 4, points(1, 2, 3, 4)))
+		write := appended(w)
+		require.NoError(t, write(t.Context(), 4, points(1, 2, 3, 4)))
 		area, err := holder.Reader(nil).Hold(t.Context(), 3)
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
@@ -202,7 +216,7 @@ func TestTypedAppendWaitsForRoom(t *testing.T) {
 		require.ErrorAs(t, w.TryAppend(t.Context(), 2, points(5, 6)), &room)
 		require.Equal(t, []int{2, 0}, []int{room.Rows, room.Written}, "all rows or none")
 		require.NoError(t, room.Cause)
-		err = w.Append(ctx, 2, points(5, 6))
+		err = write(ctx, 2, points(5, 6))
 		require.ErrorAs(t, err, &room)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Equal(t, []int{2, 0}, []int{room.Rows, room.Written})
@@ -210,7 +224,13 @@ func TestTypedAppendWaitsForRoom(t *testing.T) {
 		require.Empty(t, w.Sequences())
 
 		done := make(chan error, 1)
-		go func() { done <- w.Append(t.Context(), 2, points(5, 6)) }()
+		go func() {
+			if p.Client().Mapped() {
+				done <- w.Append(t.Context(), 2, points(5, 6))
+			} else {
+				done <- w.Flush(t.Context()) // the rows are on their way
+			}
+		}()
 		require.Never(t, func() bool { return len(done) > 0 }, 30*time.Millisecond, 5*time.Millisecond)
 		require.NoError(t, area.Release())
 		select {
@@ -230,7 +250,7 @@ func TestNodeWritesTogether(t *testing.T) {
 	p, err := As(c, pointRow())
 	require.NoError(t, err)
 	w := pointWriter(t, p)
-	require.NoError(t, w.Append(t.Context(), 4, points(1, 2, 3, 4)))
+	require.NoError(t, appended(w)(t.Context(), 4, points(1, 2, 3, 4)))
 	// A writer of this machine is in the middle of row 5, so that three others can be written.
 	other, err := n.ring.InPlace()
 	require.NoError(t, err)
@@ -248,10 +268,16 @@ func TestTypedCallsOfClosedClient(t *testing.T) {
 		ctx, w := t.Context(), pointWriter(t, p)
 		into, err := p.NewBatch(0)
 		require.NoError(t, err)
-		require.NoError(t, w.Append(ctx, 2, func(rows *pointColumns) {
+		mapped := p.Client().Mapped()
+		err = w.Append(ctx, 2, func(rows *pointColumns) {
 			require.NoError(t, p.Close()) // the rows stay valid
 			points(1, 2)(rows)
-		}))
+		})
+		if mapped {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, ring.ErrClosed, "they were not sent")
+		}
 		require.ErrorIs(t, w.Append(ctx, 1, points(1)), ring.ErrClosed)
 		_, err = p.Writer()
 		require.ErrorIs(t, err, ring.ErrClosed)

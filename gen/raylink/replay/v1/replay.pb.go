@@ -1956,6 +1956,722 @@ func (x *SampleItemsResponse) GetColumns() *SampledColumns {
 	return nil
 }
 
+// FeedRequest is a message of a writer: `open` first and alone, then rows and items. A message that
+// breaks a rule ends the stream with an error, and nothing of it is written.
+type FeedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Open  *FeedOpen              `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`
+	Rows  *FeedRows              `protobuf:"bytes,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	// Items, which may have rows of this message.
+	Items []*FeedItem `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
+	// The serial of the last response that the writer has received. The node forgets those before.
+	Seen          uint64 `protobuf:"varint,4,opt,name=seen,proto3" json:"seen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeedRequest) Reset() {
+	*x = FeedRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeedRequest) ProtoMessage() {}
+
+func (x *FeedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeedRequest.ProtoReflect.Descriptor instead.
+func (*FeedRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *FeedRequest) GetOpen() *FeedOpen {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *FeedRequest) GetRows() *FeedRows {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *FeedRequest) GetItems() []*FeedItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *FeedRequest) GetSeen() uint64 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
+// FeedOpen begins a stream.
+type FeedOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A random id of at most 64 bytes. A later stream with the same id goes on where this one ended.
+	Writer string `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`
+	// The ring that the rows are for.
+	RingId string `protobuf:"bytes,2,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	// The writer expects that the node knows it.
+	Resume bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
+	// Of a writer that does not resume: the number of its next row, and the sequence numbers of the
+	// last rows before that, for items.
+	Rows   uint64 `protobuf:"varint,4,opt,name=rows,proto3" json:"rows,omitempty"`
+	Before []*Run `protobuf:"bytes,5,rep,name=before,proto3" json:"before,omitempty"`
+	// How many of the writer's last rows items may have.
+	History uint64 `protobuf:"varint,6,opt,name=history,proto3" json:"history,omitempty"`
+	// Names the writer for those that wait for it.
+	Caller        string `protobuf:"bytes,7,opt,name=caller,proto3" json:"caller,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeedOpen) Reset() {
+	*x = FeedOpen{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeedOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeedOpen) ProtoMessage() {}
+
+func (x *FeedOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeedOpen.ProtoReflect.Descriptor instead.
+func (*FeedOpen) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *FeedOpen) GetWriter() string {
+	if x != nil {
+		return x.Writer
+	}
+	return ""
+}
+
+func (x *FeedOpen) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
+func (x *FeedOpen) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
+}
+
+func (x *FeedOpen) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *FeedOpen) GetBefore() []*Run {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *FeedOpen) GetHistory() uint64 {
+	if x != nil {
+		return x.History
+	}
+	return 0
+}
+
+func (x *FeedOpen) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+// FeedRows are consecutive rows of a writer.
+type FeedRows struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the first one: how many rows the writer has written before.
+	First uint64 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	// How many rows are written together: all of them or none. The sum is the number of rows.
+	Together []uint32 `protobuf:"varint,2,rep,packed,name=together,proto3" json:"together,omitempty"`
+	// The columns, each from a multiple of 8 bytes on.
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	// Instead of together and data: the rows are in the ring already, written by other calls of the
+	// same writer, and have these sequence numbers.
+	Written       []*Run `protobuf:"bytes,4,rep,name=written,proto3" json:"written,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeedRows) Reset() {
+	*x = FeedRows{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeedRows) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeedRows) ProtoMessage() {}
+
+func (x *FeedRows) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeedRows.ProtoReflect.Descriptor instead.
+func (*FeedRows) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *FeedRows) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *FeedRows) GetTogether() []uint32 {
+	if x != nil {
+		return x.Together
+	}
+	return nil
+}
+
+func (x *FeedRows) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *FeedRows) GetWritten() []*Run {
+	if x != nil {
+		return x.Written
+	}
+	return nil
+}
+
+// FeedItem is an item of rows of its writer.
+type FeedItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	// How many items of this table the writer has sent before.
+	Number uint64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	// The writer's number of the first row, and the number of rows. The node knows only as many of
+	// the last rows as the history has, before the rows of the last message.
+	First  uint64 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	Length uint32 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
+	// Not negative. If it is not set, the item gets the highest priority in the table.
+	Priority *float64 `protobuf:"fixed64,5,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
+	// Instead of first and length: the sequence numbers of rows that were confirmed.
+	Runs          []*Run `protobuf:"bytes,6,rep,name=runs,proto3" json:"runs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeedItem) Reset() {
+	*x = FeedItem{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeedItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeedItem) ProtoMessage() {}
+
+func (x *FeedItem) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeedItem.ProtoReflect.Descriptor instead.
+func (*FeedItem) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *FeedItem) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *FeedItem) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *FeedItem) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *FeedItem) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *FeedItem) GetPriority() float64 {
+	if x != nil && x.Priority != nil {
+		return *x.Priority
+	}
+	return 0
+}
+
+func (x *FeedItem) GetRuns() []*Run {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+// FeedResponse confirms rows and items, or says what the stream waits for.
+type FeedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts responses that confirm something, from 1; 0 for others. A writer that resumes gets those
+	// that it has not seen, and then `opened`.
+	Serial uint64      `protobuf:"varint,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Opened *FeedOpened `protobuf:"bytes,2,opt,name=opened,proto3" json:"opened,omitempty"`
+	// The sequence numbers of rows that were written, in the order of their numbers.
+	Rows []*Run `protobuf:"bytes,3,rep,name=rows,proto3" json:"rows,omitempty"`
+	// The keys of items that were inserted into one table, in their order. A key is 0 where a row of
+	// the item was overwritten already.
+	Table string   `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`
+	Keys  []uint64 `protobuf:"fixed64,5,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	// What rows wait for.
+	NoRoom *NoRoom `protobuf:"bytes,6,opt,name=no_room,json=noRoom,proto3" json:"no_room,omitempty"`
+	// What items of the table wait for; empty if they do not wait any more.
+	Blocked       *Blocked `protobuf:"bytes,7,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeedResponse) Reset() {
+	*x = FeedResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeedResponse) ProtoMessage() {}
+
+func (x *FeedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeedResponse.ProtoReflect.Descriptor instead.
+func (*FeedResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *FeedResponse) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+func (x *FeedResponse) GetOpened() *FeedOpened {
+	if x != nil {
+		return x.Opened
+	}
+	return nil
+}
+
+func (x *FeedResponse) GetRows() []*Run {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *FeedResponse) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *FeedResponse) GetKeys() []uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *FeedResponse) GetNoRoom() *NoRoom {
+	if x != nil {
+		return x.NoRoom
+	}
+	return nil
+}
+
+func (x *FeedResponse) GetBlocked() *Blocked {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+// FeedOpened is the response to FeedOpen.
+type FeedOpened struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	RingId string                 `protobuf:"bytes,1,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	// The node knew the writer. If it does not know one that resumes, the stream ends.
+	Resumed bool `protobuf:"varint,2,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	// How many rows were written.
+	Rows          uint64 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeedOpened) Reset() {
+	*x = FeedOpened{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeedOpened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeedOpened) ProtoMessage() {}
+
+func (x *FeedOpened) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeedOpened.ProtoReflect.Descriptor instead.
+func (*FeedOpened) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *FeedOpened) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
+func (x *FeedOpened) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
+}
+
+func (x *FeedOpened) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+// DrawRequest is a message of a sampler: `open` first, then batches.
+type DrawRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Open  *DrawOpen              `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`
+	// How many more batches the node may draw.
+	Batches       uint32 `protobuf:"varint,2,opt,name=batches,proto3" json:"batches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrawRequest) Reset() {
+	*x = DrawRequest{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrawRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrawRequest) ProtoMessage() {}
+
+func (x *DrawRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrawRequest.ProtoReflect.Descriptor instead.
+func (*DrawRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DrawRequest) GetOpen() *DrawOpen {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *DrawRequest) GetBatches() uint32 {
+	if x != nil {
+		return x.Batches
+	}
+	return 0
+}
+
+// DrawOpen begins a stream.
+type DrawOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	// The number of items of a batch.
+	Items uint32 `protobuf:"varint,2,opt,name=items,proto3" json:"items,omitempty"`
+	// The exponent of the importance weights.
+	Beta float64 `protobuf:"fixed64,3,opt,name=beta,proto3" json:"beta,omitempty"`
+	// Names the sampler for those that wait for it.
+	Caller        string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrawOpen) Reset() {
+	*x = DrawOpen{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrawOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrawOpen) ProtoMessage() {}
+
+func (x *DrawOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrawOpen.ProtoReflect.Descriptor instead.
+func (*DrawOpen) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DrawOpen) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *DrawOpen) GetItems() uint32 {
+	if x != nil {
+		return x.Items
+	}
+	return 0
+}
+
+func (x *DrawOpen) GetBeta() float64 {
+	if x != nil {
+		return x.Beta
+	}
+	return 0
+}
+
+func (x *DrawOpen) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+// DrawResponse is a part of a batch, or says what the stream waits for.
+type DrawResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Items of the batch.
+	Items *SampledColumns `protobuf:"bytes,1,opt,name=items,proto3" json:"items,omitempty"`
+	// The rows of these items, back to back: the columns, each from a multiple of 8 bytes on.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// How many items were drawn in place of those of which a row was overwritten.
+	Replaced uint32 `protobuf:"varint,3,opt,name=replaced,proto3" json:"replaced,omitempty"`
+	// The batch is complete.
+	Complete bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
+	// What the sampler waits for.
+	Blocked *Blocked `protobuf:"bytes,5,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	// The ring that has the rows.
+	RingId        string `protobuf:"bytes,6,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrawResponse) Reset() {
+	*x = DrawResponse{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrawResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrawResponse) ProtoMessage() {}
+
+func (x *DrawResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrawResponse.ProtoReflect.Descriptor instead.
+func (*DrawResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DrawResponse) GetItems() *SampledColumns {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *DrawResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *DrawResponse) GetReplaced() uint32 {
+	if x != nil {
+		return x.Replaced
+	}
+	return 0
+}
+
+func (x *DrawResponse) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *DrawResponse) GetBlocked() *Blocked {
+	if x != nil {
+		return x.Blocked
+	}
+	return nil
+}
+
+func (x *DrawResponse) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
+}
+
 type UpdatePrioritiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
@@ -1963,14 +2679,16 @@ type UpdatePrioritiesRequest struct {
 	// One for each key, finite and not negative.
 	Priorities []float64 `protobuf:"fixed64,3,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
 	// If not empty, keys of items with rows of another ring find no item.
-	RingId        string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	RingId string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	// The keys of several callers travel together: how many each has.
+	Parts         []uint32 `protobuf:"varint,5,rep,packed,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2700,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2713,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -2026,17 +2744,26 @@ func (x *UpdatePrioritiesRequest) GetRingId() string {
 	return ""
 }
 
+func (x *UpdatePrioritiesRequest) GetParts() []uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
 type UpdatePrioritiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many of the items had left the table.
-	Stale         uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	Stale uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	// The same for each caller.
+	StaleParts    []uint64 `protobuf:"varint,2,rep,packed,name=stale_parts,json=staleParts,proto3" json:"stale_parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2775,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2788,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -2069,6 +2796,13 @@ func (x *UpdatePrioritiesResponse) GetStale() uint64 {
 		return x.Stale
 	}
 	return 0
+}
+
+func (x *UpdatePrioritiesResponse) GetStaleParts() []uint64 {
+	if x != nil {
+		return x.StaleParts
+	}
+	return nil
 }
 
 type DeleteItemsRequest struct {
@@ -2083,7 +2817,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2829,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2842,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2142,7 +2876,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2888,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2901,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2187,7 +2921,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2933,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2946,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2237,7 +2971,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2983,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2996,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
 }
 
 type InspectRequest struct {
@@ -2275,7 +3009,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +3021,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +3034,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2322,7 +3056,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +3068,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +3081,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -2411,7 +3145,7 @@ type TableInfo struct {
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +3157,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +3170,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -2731,16 +3465,73 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x05items\x18\x01 \x03(\v2\x1e.raylink.replay.v1.SampledItemR\x05items\x124\n" +
 	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x17\n" +
 	"\aring_id\x18\x03 \x01(\tR\x06ringId\x12;\n" +
-	"\acolumns\x18\x04 \x01(\v2!.raylink.replay.v1.SampledColumnsR\acolumns\"|\n" +
+	"\acolumns\x18\x04 \x01(\v2!.raylink.replay.v1.SampledColumnsR\acolumns\"\xb6\x01\n" +
+	"\vFeedRequest\x12/\n" +
+	"\x04open\x18\x01 \x01(\v2\x1b.raylink.replay.v1.FeedOpenR\x04open\x12/\n" +
+	"\x04rows\x18\x02 \x01(\v2\x1b.raylink.replay.v1.FeedRowsR\x04rows\x121\n" +
+	"\x05items\x18\x03 \x03(\v2\x1b.raylink.replay.v1.FeedItemR\x05items\x12\x12\n" +
+	"\x04seen\x18\x04 \x01(\x04R\x04seen\"\xc9\x01\n" +
+	"\bFeedOpen\x12\x16\n" +
+	"\x06writer\x18\x01 \x01(\tR\x06writer\x12\x17\n" +
+	"\aring_id\x18\x02 \x01(\tR\x06ringId\x12\x16\n" +
+	"\x06resume\x18\x03 \x01(\bR\x06resume\x12\x12\n" +
+	"\x04rows\x18\x04 \x01(\x04R\x04rows\x12.\n" +
+	"\x06before\x18\x05 \x03(\v2\x16.raylink.replay.v1.RunR\x06before\x12\x18\n" +
+	"\ahistory\x18\x06 \x01(\x04R\ahistory\x12\x16\n" +
+	"\x06caller\x18\a \x01(\tR\x06caller\"\x82\x01\n" +
+	"\bFeedRows\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x1a\n" +
+	"\btogether\x18\x02 \x03(\rR\btogether\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x120\n" +
+	"\awritten\x18\x04 \x03(\v2\x16.raylink.replay.v1.RunR\awritten\"\xc0\x01\n" +
+	"\bFeedItem\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\x04R\x05first\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\rR\x06length\x12\x1f\n" +
+	"\bpriority\x18\x05 \x01(\x01H\x00R\bpriority\x88\x01\x01\x12*\n" +
+	"\x04runs\x18\x06 \x03(\v2\x16.raylink.replay.v1.RunR\x04runsB\v\n" +
+	"\t_priority\"\x9d\x02\n" +
+	"\fFeedResponse\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\x04R\x06serial\x125\n" +
+	"\x06opened\x18\x02 \x01(\v2\x1d.raylink.replay.v1.FeedOpenedR\x06opened\x12*\n" +
+	"\x04rows\x18\x03 \x03(\v2\x16.raylink.replay.v1.RunR\x04rows\x12\x14\n" +
+	"\x05table\x18\x04 \x01(\tR\x05table\x12\x12\n" +
+	"\x04keys\x18\x05 \x03(\x06R\x04keys\x122\n" +
+	"\ano_room\x18\x06 \x01(\v2\x19.raylink.replay.v1.NoRoomR\x06noRoom\x124\n" +
+	"\ablocked\x18\a \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"S\n" +
+	"\n" +
+	"FeedOpened\x12\x17\n" +
+	"\aring_id\x18\x01 \x01(\tR\x06ringId\x12\x18\n" +
+	"\aresumed\x18\x02 \x01(\bR\aresumed\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\x04R\x04rows\"X\n" +
+	"\vDrawRequest\x12/\n" +
+	"\x04open\x18\x01 \x01(\v2\x1b.raylink.replay.v1.DrawOpenR\x04open\x12\x18\n" +
+	"\abatches\x18\x02 \x01(\rR\abatches\"b\n" +
+	"\bDrawOpen\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x14\n" +
+	"\x05items\x18\x02 \x01(\rR\x05items\x12\x12\n" +
+	"\x04beta\x18\x03 \x01(\x01R\x04beta\x12\x16\n" +
+	"\x06caller\x18\x04 \x01(\tR\x06caller\"\xe2\x01\n" +
+	"\fDrawResponse\x127\n" +
+	"\x05items\x18\x01 \x01(\v2!.raylink.replay.v1.SampledColumnsR\x05items\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1a\n" +
+	"\breplaced\x18\x03 \x01(\rR\breplaced\x12\x1a\n" +
+	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x124\n" +
+	"\ablocked\x18\x05 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x17\n" +
+	"\aring_id\x18\x06 \x01(\tR\x06ringId\"\x92\x01\n" +
 	"\x17UpdatePrioritiesRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x1e\n" +
 	"\n" +
 	"priorities\x18\x03 \x03(\x01R\n" +
 	"priorities\x12\x17\n" +
-	"\aring_id\x18\x04 \x01(\tR\x06ringId\"0\n" +
+	"\aring_id\x18\x04 \x01(\tR\x06ringId\x12\x14\n" +
+	"\x05parts\x18\x05 \x03(\rR\x05parts\"Q\n" +
 	"\x18UpdatePrioritiesResponse\x12\x14\n" +
-	"\x05stale\x18\x01 \x01(\x04R\x05stale\"W\n" +
+	"\x05stale\x18\x01 \x01(\x04R\x05stale\x12\x1f\n" +
+	"\vstale_parts\x18\x02 \x03(\x04R\n" +
+	"staleParts\"W\n" +
 	"\x12DeleteItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x17\n" +
@@ -2817,7 +3608,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x10REASON_DIRECTORY\x10\x16\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +
-	"2\xd9\v\n" +
+	"2\xf6\f\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -2826,7 +3617,9 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04Read\x12\x1e.raylink.replay.v1.ReadRequest\x1a\x1f.raylink.replay.v1.ReadResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
-	"\aWaiting\x12!.raylink.replay.v1.WaitingRequest\x1a\".raylink.replay.v1.WaitingResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12u\n" +
+	"\aWaiting\x12!.raylink.replay.v1.WaitingRequest\x1a\".raylink.replay.v1.WaitingResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12K\n" +
+	"\x04Feed\x12\x1e.raylink.replay.v1.FeedRequest\x1a\x1f.raylink.replay.v1.FeedResponse(\x010\x01\x12K\n" +
+	"\x04Draw\x12\x1e.raylink.replay.v1.DrawRequest\x1a\x1f.raylink.replay.v1.DrawResponse(\x010\x01\x12u\n" +
 	"\x10UpdatePriorities\x12*.raylink.replay.v1.UpdatePrioritiesRequest\x1a+.raylink.replay.v1.UpdatePrioritiesResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vDeleteItems\x12%.raylink.replay.v1.DeleteItemsRequest\x1a&.raylink.replay.v1.DeleteItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12c\n" +
 	"\n" +
@@ -2835,8 +3628,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\tListItems\x12#.raylink.replay.v1.ListItemsRequest\x1a$.raylink.replay.v1.ListItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12[\n" +
 	"\n" +
 	"Checkpoint\x12$.raylink.replay.v1.CheckpointRequest\x1a%.raylink.replay.v1.CheckpointResponse0\x01\x12Z\n" +
-	"\aRestore\x12!.raylink.replay.v1.RestoreRequest\x1a\".raylink.replay.v1.RestoreResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
-	"\x06replay\x12\x1eraylink.replay.v1.ReplayConfigB;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
+	"\aRestore\x12!.raylink.replay.v1.RestoreRequest\x1a\".raylink.replay.v1.RestoreResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a1\xa2\xf3\xf2\x86\a+\n" +
+	"\x06replay\x12\x1eraylink.replay.v1.ReplayConfig(\x80 B;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
 
 var (
 	file_raylink_replay_v1_replay_proto_rawDescOnce sync.Once
@@ -2851,7 +3644,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -2880,103 +3673,129 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*SampledItem)(nil),              // 24: raylink.replay.v1.SampledItem
 	(*SampledColumns)(nil),           // 25: raylink.replay.v1.SampledColumns
 	(*SampleItemsResponse)(nil),      // 26: raylink.replay.v1.SampleItemsResponse
-	(*UpdatePrioritiesRequest)(nil),  // 27: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 28: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 29: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 30: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 31: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 32: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 33: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 34: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 35: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 36: raylink.tensor.v1.Column
-	(*Restored)(nil),                 // 37: raylink.replay.v1.Restored
-	(*v1.Tensor)(nil),                // 38: raylink.tensor.v1.Tensor
-	(*Holder)(nil),                   // 39: raylink.replay.v1.Holder
-	(*Run)(nil),                      // 40: raylink.replay.v1.Run
-	(*Blocked)(nil),                  // 41: raylink.replay.v1.Blocked
-	(*RingInfo)(nil),                 // 42: raylink.replay.v1.RingInfo
-	(*FileStatus)(nil),               // 43: raylink.replay.v1.FileStatus
-	(*Needs)(nil),                    // 44: raylink.replay.v1.Needs
-	(*WaitingRequest)(nil),           // 45: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 46: raylink.replay.v1.ListItemsRequest
-	(*CheckpointRequest)(nil),        // 47: raylink.replay.v1.CheckpointRequest
-	(*RestoreRequest)(nil),           // 48: raylink.replay.v1.RestoreRequest
-	(*WaitingResponse)(nil),          // 49: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 50: raylink.replay.v1.ListItemsResponse
-	(*CheckpointResponse)(nil),       // 51: raylink.replay.v1.CheckpointResponse
-	(*RestoreResponse)(nil),          // 52: raylink.replay.v1.RestoreResponse
+	(*FeedRequest)(nil),              // 27: raylink.replay.v1.FeedRequest
+	(*FeedOpen)(nil),                 // 28: raylink.replay.v1.FeedOpen
+	(*FeedRows)(nil),                 // 29: raylink.replay.v1.FeedRows
+	(*FeedItem)(nil),                 // 30: raylink.replay.v1.FeedItem
+	(*FeedResponse)(nil),             // 31: raylink.replay.v1.FeedResponse
+	(*FeedOpened)(nil),               // 32: raylink.replay.v1.FeedOpened
+	(*DrawRequest)(nil),              // 33: raylink.replay.v1.DrawRequest
+	(*DrawOpen)(nil),                 // 34: raylink.replay.v1.DrawOpen
+	(*DrawResponse)(nil),             // 35: raylink.replay.v1.DrawResponse
+	(*UpdatePrioritiesRequest)(nil),  // 36: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 37: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 38: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 39: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 40: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 41: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 42: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 43: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 44: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 45: raylink.tensor.v1.Column
+	(*Restored)(nil),                 // 46: raylink.replay.v1.Restored
+	(*v1.Tensor)(nil),                // 47: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 48: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 49: raylink.replay.v1.Run
+	(*Blocked)(nil),                  // 50: raylink.replay.v1.Blocked
+	(*RingInfo)(nil),                 // 51: raylink.replay.v1.RingInfo
+	(*FileStatus)(nil),               // 52: raylink.replay.v1.FileStatus
+	(*Needs)(nil),                    // 53: raylink.replay.v1.Needs
+	(*WaitingRequest)(nil),           // 54: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 55: raylink.replay.v1.ListItemsRequest
+	(*CheckpointRequest)(nil),        // 56: raylink.replay.v1.CheckpointRequest
+	(*RestoreRequest)(nil),           // 57: raylink.replay.v1.RestoreRequest
+	(*WaitingResponse)(nil),          // 58: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 59: raylink.replay.v1.ListItemsResponse
+	(*CheckpointResponse)(nil),       // 60: raylink.replay.v1.CheckpointResponse
+	(*RestoreResponse)(nil),          // 61: raylink.replay.v1.RestoreResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	36, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	45, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	36, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	45, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	37, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
-	38, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	46, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
+	47, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 11: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 12: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	39, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	48, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
 	2,  // 14: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
 	9,  // 15: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	9,  // 16: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	40, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	49, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
 	9,  // 18: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	40, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	49, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
 	20, // 20: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	41, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	40, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	50, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	49, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
 	24, // 23: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	41, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	50, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	25, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
-	6,  // 26: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	35, // 27: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
-	42, // 28: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
-	43, // 29: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
-	4,  // 30: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	41, // 31: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	44, // 32: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
-	44, // 33: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
-	7,  // 34: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 35: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	14, // 36: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	16, // 37: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	18, // 38: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	21, // 39: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	23, // 40: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	45, // 41: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 42: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	29, // 43: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	31, // 44: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	33, // 45: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	46, // 46: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	47, // 47: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
-	48, // 48: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
-	8,  // 49: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 50: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 51: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 52: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 53: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	22, // 54: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 55: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	49, // 56: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	28, // 57: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	30, // 58: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	32, // 59: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	34, // 60: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	50, // 61: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	51, // 62: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
-	52, // 63: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
-	49, // [49:64] is the sub-list for method output_type
-	34, // [34:49] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	28, // 26: raylink.replay.v1.FeedRequest.open:type_name -> raylink.replay.v1.FeedOpen
+	29, // 27: raylink.replay.v1.FeedRequest.rows:type_name -> raylink.replay.v1.FeedRows
+	30, // 28: raylink.replay.v1.FeedRequest.items:type_name -> raylink.replay.v1.FeedItem
+	49, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
+	49, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
+	49, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
+	32, // 32: raylink.replay.v1.FeedResponse.opened:type_name -> raylink.replay.v1.FeedOpened
+	49, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
+	12, // 34: raylink.replay.v1.FeedResponse.no_room:type_name -> raylink.replay.v1.NoRoom
+	50, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	34, // 36: raylink.replay.v1.DrawRequest.open:type_name -> raylink.replay.v1.DrawOpen
+	25, // 37: raylink.replay.v1.DrawResponse.items:type_name -> raylink.replay.v1.SampledColumns
+	50, // 38: raylink.replay.v1.DrawResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	6,  // 39: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
+	44, // 40: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	51, // 41: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
+	52, // 42: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
+	4,  // 43: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	50, // 44: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	53, // 45: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
+	53, // 46: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
+	7,  // 47: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 48: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	14, // 49: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	16, // 50: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	18, // 51: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	21, // 52: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 53: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	54, // 54: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	27, // 55: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
+	33, // 56: raylink.replay.v1.Replay.Draw:input_type -> raylink.replay.v1.DrawRequest
+	36, // 57: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	38, // 58: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	40, // 59: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	42, // 60: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	55, // 61: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	56, // 62: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
+	57, // 63: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
+	8,  // 64: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 65: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 66: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 67: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 68: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	22, // 69: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 70: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	58, // 71: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	31, // 72: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
+	35, // 73: raylink.replay.v1.Replay.Draw:output_type -> raylink.replay.v1.DrawResponse
+	37, // 74: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	39, // 75: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	41, // 76: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	43, // 77: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	59, // 78: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	60, // 79: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
+	61, // 80: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
+	64, // [64:81] is the sub-list for method output_type
+	47, // [47:64] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -2989,13 +3808,14 @@ func file_raylink_replay_v1_replay_proto_init() {
 	file_raylink_replay_v1_inspect_proto_init()
 	file_raylink_replay_v1_items_proto_init()
 	file_raylink_replay_v1_replay_proto_msgTypes[17].OneofWrappers = []any{}
+	file_raylink_replay_v1_replay_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -200,6 +200,12 @@ func (t *Table) Insert(ctx context.Context, caller string, items []Item, keys []
 	return t.insert(ctx, &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items)})
 }
 
+// InsertReporting is Insert, except that it calls report when it begins to wait, and then ten times
+// a second while it does. What was done by then is complete: the first keys can be read.
+func (t *Table) InsertReporting(ctx context.Context, caller string, items []Item, keys []Key, report func(Blocked)) (int, error) {
+	return t.insert(ctx, &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items), report: report})
+}
+
 // TryInsert is Insert, except that it does not wait: where the limiter requires it, the error is a
 // [BlockedError].
 func (t *Table) TryInsert(caller string, items []Item, keys []Key) (int, error) {
@@ -233,6 +239,9 @@ type SampleOptions struct {
 	// table's items that can be drawn. So it is (min P / P(i))^Beta, which is at most 1 and does
 	// not depend on the rest of the batch. Only a prioritized sampler has weights other than 1.
 	Beta float64
+	// Report, if it is not nil, is called when the sample begins to wait, and then ten times a second
+	// while it does.
+	Report func(Blocked)
 }
 
 // Sample draws len(dst) items, and waits where the limiter requires it. It returns how many it
@@ -253,7 +262,7 @@ func (t *Table) sample(ctx context.Context, w *waiter, options SampleOptions) (i
 		return 0, fmt.Errorf("sample table %q: %w: the exponent of weights is %g: it must be finite and not negative",
 			t.config.Name, ErrArgument, options.Beta)
 	}
-	w.caller, w.beta = options.Caller, options.Beta
+	w.caller, w.beta, w.report = options.Caller, options.Beta, options.Report
 	return t.wait(ctx, &t.samplers, w)
 }
 
@@ -378,6 +387,14 @@ type update struct {
 // validate returns a [PriorityError] if an item can't have the priority.
 func (t *Table) validate(index int, priority float64) error {
 	return checkPriority(index, priority, t.maxPriority)
+}
+
+// Check returns the error with which Insert would refuse an item.
+func (t *Table) Check(item *Item) error {
+	if err := item.validate(0); err != nil || item.Maximum {
+		return err
+	}
+	return t.validate(0, item.Priority)
 }
 
 // CheckPriority returns a [PriorityError] if the items of such a table can't have the priority.

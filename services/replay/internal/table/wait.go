@@ -25,6 +25,9 @@ type waiter struct {
 	samples []Sample
 	beta    float64
 
+	// report is called while the call waits, with no lock, or nil.
+	report func(Blocked)
+
 	// ready is closed when the call is complete or has failed with err. It is nil if the call has
 	// not had to wait.
 	ready chan struct{}
@@ -98,10 +101,8 @@ func (t *Table) wait(ctx context.Context, q *queue, w *waiter) (int, error) {
 	t.serve()
 	t.mu.Unlock()
 
-	select {
-	case <-w.ready:
+	if !t.interrupted(ctx, q, w) {
 		return w.done, w.err
-	case <-ctx.Done():
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -139,6 +140,37 @@ func (t *Table) Waiting(call uint64) (Blocked, bool) {
 		}
 	}
 	return Blocked{}, false
+}
+
+// reportInterval is how often a call that waits reports what it waits for, after the first time.
+const reportInterval = 100 * time.Millisecond
+
+// interrupted waits until a call is complete or has failed, and reports meanwhile what it waits
+// for. It returns true if the context has ended before.
+func (t *Table) interrupted(ctx context.Context, q *queue, w *waiter) bool {
+	var tick <-chan time.Time
+	if w.report != nil {
+		ticker := time.NewTicker(reportInterval)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	for {
+		if w.report != nil {
+			t.mu.Lock()
+			waiting, blocked := w.err == nil && w.left() > 0, t.blocked(q, w)
+			t.mu.Unlock()
+			if waiting {
+				w.report(blocked)
+			}
+		}
+		select {
+		case <-w.ready:
+			return false
+		case <-ctx.Done():
+			return true
+		case <-tick:
+		}
+	}
 }
 
 // serve performs waiting calls, in their order, as far as the limiter allows.

@@ -47,6 +47,7 @@ var replayService = runtime.GeneratedService{
 	NewConfig: func() proto.Message {
 		return new(replayv1.ReplayConfig)
 	},
+	Limits: runtime.Limits{MaxStreams: 4096},
 	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Describe",
@@ -127,6 +128,24 @@ var replayService = runtime.GeneratedService{
 				return new(replayv1.WaitingResponse)
 			},
 			Concurrent: true,
+		},
+		{
+			Name: "Feed",
+			NewRequest: func() proto.Message {
+				return new(replayv1.FeedRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.FeedResponse)
+			},
+		},
+		{
+			Name: "Draw",
+			NewRequest: func() proto.Message {
+				return new(replayv1.DrawRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.DrawResponse)
+			},
 		},
 		{
 			Name: "UpdatePriorities",
@@ -299,6 +318,18 @@ var replayHandlers = []runtime.GeneratedHandler{
 		},
 	},
 	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*replayv1.FeedRequest, *replayv1.FeedResponse](untyped)
+			return node.(ReplayNode).Feed(ctx, stream)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*replayv1.DrawRequest, *replayv1.DrawResponse](untyped)
+			return node.(ReplayNode).Draw(ctx, stream)
+		},
+	},
+	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ReplayNode).UpdatePriorities(ctx, req.(*replayv1.UpdatePrioritiesRequest))
 			if err != nil {
@@ -412,6 +443,12 @@ type ReplayNode interface {
 	// Waiting says what a call of CreateItems or SampleItems waits for.
 	Waiting(context.Context, *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error)
 
+	// Feed writes the rows and items of one writer.
+	Feed(context.Context, ReplayFeedServerStream) error
+
+	// Draw samples batches of items with their rows.
+	Draw(context.Context, ReplayDrawServerStream) error
+
 	// UpdatePriorities changes the priorities of items.
 	UpdatePriorities(context.Context, *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error)
 
@@ -435,6 +472,18 @@ type ReplayNode interface {
 	// Restore fills a replay that has no rows and items yet from a checkpoint, or changes nothing.
 	Restore(context.Context, *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error)
 }
+
+// ReplayFeedServerStream is the node's side of Feed.
+type ReplayFeedServerStream = runtime.BidiStreamingServer[*replayv1.FeedRequest, *replayv1.FeedResponse]
+
+// ReplayFeedClientStream is the caller's side of Feed.
+type ReplayFeedClientStream = runtime.BidiStreamingClient[*replayv1.FeedRequest, *replayv1.FeedResponse]
+
+// ReplayDrawServerStream is the node's side of Draw.
+type ReplayDrawServerStream = runtime.BidiStreamingServer[*replayv1.DrawRequest, *replayv1.DrawResponse]
+
+// ReplayDrawClientStream is the caller's side of Draw.
+type ReplayDrawClientStream = runtime.BidiStreamingClient[*replayv1.DrawRequest, *replayv1.DrawResponse]
 
 // ReplayCheckpointServerStream is the node's side of Checkpoint.
 type ReplayCheckpointServerStream = runtime.ServerStreamingServer[*replayv1.CheckpointResponse]
@@ -484,6 +533,16 @@ func (UnimplementedReplayNode) SampleItems(context.Context, *replayv1.SampleItem
 // Waiting returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Waiting(context.Context, *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Waiting is not implemented")
+}
+
+// Feed returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Feed(context.Context, ReplayFeedServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Feed is not implemented")
+}
+
+// Draw returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Draw(context.Context, ReplayDrawServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Draw is not implemented")
 }
 
 // UpdatePriorities returns an error with the code Unimplemented.
@@ -643,77 +702,87 @@ func (h *Replay) WaitingAsync(ctx context.Context, req *replayv1.WaitingRequest)
 	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](7).Async(ctx, h.ref, req)
 }
 
+// Feed writes the rows and items of one writer.
+func (h *Replay) Feed(ctx context.Context) (ReplayFeedClientStream, error) {
+	return runtime.GeneratedCall[*replayv1.FeedRequest, *replayv1.FeedResponse](8).BidiStream(ctx, h.ref)
+}
+
+// Draw samples batches of items with their rows.
+func (h *Replay) Draw(ctx context.Context) (ReplayDrawClientStream, error) {
+	return runtime.GeneratedCall[*replayv1.DrawRequest, *replayv1.DrawResponse](9).BidiStream(ctx, h.ref)
+}
+
 // UpdatePriorities changes the priorities of items.
 func (h *Replay) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](8).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](10).Unary(ctx, h.ref, req)
 }
 
 // UpdatePrioritiesAsync calls UpdatePriorities and returns a future of its response or error. It
 // blocks only while the node's queue is full or its connection is being opened.
 func (h *Replay) UpdatePrioritiesAsync(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) *runtime.Future[*replayv1.UpdatePrioritiesResponse] {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](8).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](10).Async(ctx, h.ref, req)
 }
 
 // DeleteItems removes items from a table.
 func (h *Replay) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](9).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](11).Unary(ctx, h.ref, req)
 }
 
 // DeleteItemsAsync calls DeleteItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) DeleteItemsAsync(ctx context.Context, req *replayv1.DeleteItemsRequest) *runtime.Future[*replayv1.DeleteItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](9).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](11).Async(ctx, h.ref, req)
 }
 
 // SetLimiter replaces a table's limiter.
 func (h *Replay) SetLimiter(ctx context.Context, req *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](10).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](12).Unary(ctx, h.ref, req)
 }
 
 // SetLimiterAsync calls SetLimiter and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) SetLimiterAsync(ctx context.Context, req *replayv1.SetLimiterRequest) *runtime.Future[*replayv1.SetLimiterResponse] {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](10).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](12).Async(ctx, h.ref, req)
 }
 
 // Inspect describes the ring and its tables. It scans neither.
 func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](11).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](13).Unary(ctx, h.ref, req)
 }
 
 // InspectAsync calls Inspect and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) InspectAsync(ctx context.Context, req *replayv1.InspectRequest) *runtime.Future[*replayv1.InspectResponse] {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](11).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](13).Async(ctx, h.ref, req)
 }
 
 // ListItems returns items by their keys, or a page of a table, with their rows if asked for. They
 // do not count as sampled.
 func (h *Replay) ListItems(ctx context.Context, req *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](12).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](14).Unary(ctx, h.ref, req)
 }
 
 // ListItemsAsync calls ListItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) ListItemsAsync(ctx context.Context, req *replayv1.ListItemsRequest) *runtime.Future[*replayv1.ListItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](12).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](14).Async(ctx, h.ref, req)
 }
 
 // Checkpoint copies the rows and tables to a new directory of the node's machine, while they are
 // used. Ending the call ends it, and leaves nothing.
 func (h *Replay) Checkpoint(ctx context.Context, req *replayv1.CheckpointRequest) (ReplayCheckpointClientStream, error) {
-	return runtime.GeneratedCall[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](13).ServerStream(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](15).ServerStream(ctx, h.ref, req)
 }
 
 // Restore fills a replay that has no rows and items yet from a checkpoint, or changes nothing.
 func (h *Replay) Restore(ctx context.Context, req *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error) {
-	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](14).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](16).Unary(ctx, h.ref, req)
 }
 
 // RestoreAsync calls Restore and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) RestoreAsync(ctx context.Context, req *replayv1.RestoreRequest) *runtime.Future[*replayv1.RestoreResponse] {
-	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](14).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](16).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.

@@ -1,0 +1,864 @@
+package replay
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+const (
+	// chunkBytes is the size of the rows that a writer gathers for a message.
+	chunkBytes = 128 << 10
+	// linger is how long a writer's rows and items wait for others before they are sent.
+	linger = time.Millisecond
+	// idleStream is how long a stream stays open with nothing to send or to confirm.
+	idleStream = 10 * time.Second
+)
+
+// outbox has the rows and items of a writer that has not mapped the ring, until the node has
+// confirmed them. A goroutine sends them on a stream. It ends when the stream is lost, or has been
+// idle; the next call begins another.
+//
+// One goroutine calls the methods of writers. Rows have the numbers of their writer: how many it
+// has written before.
+type outbox struct {
+	client  *Client
+	options writerOptions
+	shape   rowShape
+	// chunk is how many rows a message has, at most together.
+	chunk, together int
+	// key stands for the ring in the writer's history.
+	key string
+
+	mu sync.Mutex
+	// changed is closed when something has happened that a call may wait for.
+	changed chan struct{}
+	// wake has an element if the goroutine that sends has something to do.
+	wake chan struct{}
+
+	// id is that of the writer at the node, and ring that of its rows.
+	id, ring string
+	// running means that there is a stream, and opened that the node has answered.
+	running, opened bool
+	// dead is why the node can't go on with this writer, if so. Then a new outbox is needed.
+	dead error
+	// failure is why rows and items are not confirmed, until it was returned.
+	failure error
+	// seen is the serial of the last response.
+	seen uint64
+
+	// next is the number of the next row, and confirmed how many rows were.
+	next, confirmed uint64
+	// bytes is the size of the rows that were not.
+	bytes int
+	// chunks have the rows that were not confirmed; sent of them are on their way, which are the
+	// rows before sentRows.
+	chunks   []*outChunk
+	sent     int
+	sentRows uint64
+	// filling means that the writer fills rows of the last chunk, and due that it is to be sent
+	// afterwards.
+	filling, due bool
+	// since is when the first row or item was added that is not sent; zero if there is none.
+	since time.Time
+	// urgent means that a call waits for what is not sent.
+	urgent bool
+	// tables have the items that were not confirmed.
+	tables map[string]*outItems
+	// room is what rows wait for at the node, or nil.
+	room *ring.NoRoomError
+	// recent has the sequence numbers of the last confirmed rows, and last those of the last write,
+	// which are the rows from number lastFrom on.
+	recent   history
+	last     []uint64
+	lastFrom uint64
+	// spare is memory of confirmed chunks.
+	spare [][]byte
+}
+
+// outChunk has rows of one message.
+type outChunk struct {
+	first    uint64
+	rows     int
+	together []uint32
+	// data has room for a number of rows, until the chunk is sealed.
+	data   []byte
+	room   int
+	sealed bool
+	// again means that it was sent on a stream that was lost, which may still use data.
+	again bool
+	// written has the sequence numbers of rows that were written by other calls.
+	written []*replayv1.Run
+}
+
+func (c *outChunk) end() uint64 { return c.first + uint64(c.rows) } //nolint:gosec // not negative
+
+// outItems are the items of a table that were not confirmed.
+type outItems struct {
+	config table.Config
+	items  []outItem
+	// sent of them are on their way, and resolved of them have the sequence numbers of their rows.
+	sent, resolved int
+	// confirmed is how many were.
+	confirmed uint64
+	// blocked is what the limiter waits for, if it does.
+	blocked string
+}
+
+type outItem struct {
+	message *replayv1.FeedItem
+	key     *PendingKey
+	// runs has the rows' sequence numbers once they are confirmed.
+	runs []*replayv1.Run
+}
+
+// end returns the writer's number of the row after the last of the item.
+func (it *outItem) end() uint64 { return it.message.GetFirst() + uint64(it.message.GetLength()) }
+
+func newOutbox(c *Client, options writerOptions) *outbox {
+	o := &outbox{
+		client: c, options: options, shape: shapeOf(c.layout), together: c.layout.MaxTogether(), key: "stream " + rand.Text(),
+		changed: make(chan struct{}), wake: make(chan struct{}, 1), tables: make(map[string]*outItems),
+	}
+	o.chunk = max(1, min(o.together, min(chunkBytes, options.window/4)/max(1, o.shape.row)))
+	if o.chunk > 8 {
+		o.chunk &^= 7 // so that columns of a full chunk lie back to back
+	}
+	o.recent.most = options.history + o.together
+	return o
+}
+
+// notify wakes calls that wait. It is called with mu.
+func (o *outbox) notify() {
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+// poke wakes the goroutine that sends.
+func (o *outbox) poke() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wait waits until done returns true, which is called with mu, or until the context ends, or rows or
+// items were lost. It makes sure of a stream. It returns with mu locked if the error is nil.
+func (o *outbox) wait(ctx context.Context, done func() bool) error {
+	var begin time.Time
+	o.mu.Lock()
+	for {
+		if err := o.takeFailure(); err != nil {
+			o.mu.Unlock()
+			return err
+		}
+		if err := o.dead; err != nil {
+			o.mu.Unlock()
+			return err
+		}
+		if !o.running {
+			if err := o.client.start(o.run); err != nil {
+				o.mu.Unlock()
+				return err
+			}
+			o.running = true
+		}
+		if o.opened && done() {
+			return nil
+		}
+		if begin.IsZero() {
+			begin = time.Now()
+		}
+		changed := o.changed
+		o.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return o.interrupted(ctx.Err(), begin)
+		}
+		o.mu.Lock()
+	}
+}
+
+// takeFailure returns why rows or items were not confirmed, once.
+func (o *outbox) takeFailure() error {
+	err := o.failure
+	o.failure = nil
+	return err
+}
+
+// pending reports whether rows or items were not confirmed. It is called with mu.
+func (o *outbox) pending() bool {
+	if o.confirmed < o.next {
+		return true
+	}
+	for _, q := range o.tables {
+		if len(q.items) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// unconfirmed returns an error that says what was not confirmed. It is called with mu.
+func (o *outbox) unconfirmed(kept bool, cause error) *UnconfirmedError {
+	e := &UnconfirmedError{Rows: o.next - o.confirmed, Confirmed: o.confirmed, Kept: kept, Cause: cause}
+	for name, q := range o.tables {
+		for _, it := range q.items {
+			e.Keys = append(e.Keys, it.key)
+		}
+		if len(q.items) > 0 {
+			e.Table = name
+			if e.Items > 0 {
+				e.Table = ""
+			}
+			e.Items += len(q.items)
+		}
+	}
+	if e.Keys == nil {
+		e.Keys = []*PendingKey{}
+	}
+	return e
+}
+
+// interrupted returns the error of a call whose context ended.
+func (o *outbox) interrupted(cause error, begin time.Time) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	waited := time.Since(begin)
+	if o.room != nil {
+		room := *o.room
+		room.Cause = cause
+		return fmt.Errorf("append to ring: %w", o.unconfirmed(true, &room))
+	}
+	reason := "the node's response"
+	for _, q := range o.tables {
+		if q.blocked != "" {
+			reason = "the limiter: " + q.blocked
+		}
+	}
+	e := o.unconfirmed(true, nil)
+	e.Cause = fmt.Errorf("%w: waited %v with %d unconfirmed items for %s: %w", ErrBlocked, waited.Round(time.Millisecond), e.Items, reason, cause)
+	return e
+}
+
+// reserve returns the columns of n rows, which the writer fills, at most as many as are written
+// together. It waits until there is room in the window. commit or abandon must follow.
+func (o *outbox) reserve(ctx context.Context, n int, columns [][]byte) error {
+	size := n * o.shape.row
+	if err := o.wait(ctx, func() bool { return o.fits(size) }); err != nil {
+		return err
+	}
+	defer o.mu.Unlock()
+	c := o.tail()
+	if c != nil && c.rows+n > c.room {
+		o.seal(c)
+		c = nil
+	}
+	if c == nil {
+		room := max(n, o.chunk)
+		c = &outChunk{first: o.next, room: room, data: o.memory(o.shape.bytes(room))}
+		o.chunks = append(o.chunks, c)
+	}
+	o.shape.split(c.data, c.room, c.rows, n, columns)
+	o.filling = true
+	return nil
+}
+
+// fits reports whether the window has room for rows of a size. If not, those gathered are sent.
+func (o *outbox) fits(size int) bool {
+	if o.bytes == 0 || o.bytes+size <= o.options.window {
+		return true
+	}
+	o.hurry()
+	return false
+}
+
+// hurry makes the goroutine send what was gathered.
+func (o *outbox) hurry() {
+	if !o.since.IsZero() {
+		o.urgent = true
+		o.poke()
+	}
+}
+
+// tail returns the chunk that is being gathered, or nil.
+func (o *outbox) tail() *outChunk {
+	if n := len(o.chunks); n > 0 && !o.chunks[n-1].sealed {
+		return o.chunks[n-1]
+	}
+	return nil
+}
+
+// seal ends the gathering of a chunk.
+func (o *outbox) seal(c *outChunk) {
+	c.data, c.sealed = o.shape.compact(c.data, c.room, c.rows), true
+	o.poke()
+}
+
+// memory returns memory of a size, whose content is arbitrary.
+func (o *outbox) memory(size int) []byte {
+	if n := len(o.spare); n > 0 && cap(o.spare[n-1]) >= size {
+		data := o.spare[n-1]
+		o.spare = o.spare[:n-1]
+		return data[:size]
+	}
+	return make([]byte, aligned8(size))[:size]
+}
+
+// commit adds the rows that were filled. It fails if the stream has ended for good meanwhile.
+func (o *outbox) commit(n int) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.filled()
+	if o.dead != nil {
+		return errors.Join(o.dead, o.takeFailure())
+	}
+	c := o.tail()
+	c.rows += n
+	c.together = append(c.together, uint32(n)) //nolint:gosec // at most together
+	o.bytes += n * o.shape.row
+	o.begin(n)
+	if c.rows == c.room {
+		o.seal(c)
+	}
+	return nil
+}
+
+// filled notes that rows are not being filled any more.
+func (o *outbox) filled() {
+	if o.due {
+		o.poke()
+	}
+	o.filling, o.due = false, false
+}
+
+// begin counts the rows of a write.
+func (o *outbox) begin(n int) {
+	o.last, o.lastFrom = o.last[:0], o.next
+	o.next += uint64(n) //nolint:gosec // positive
+	o.touch()
+}
+
+// touch notes that there is something to send.
+func (o *outbox) touch() {
+	if o.since.IsZero() {
+		o.since = time.Now()
+		o.poke()
+	}
+}
+
+// abandon gives up the rows that were to be filled.
+func (o *outbox) abandon() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.filled()
+	if c := o.tail(); c != nil && c.rows == 0 {
+		o.chunks = o.chunks[:len(o.chunks)-1]
+	}
+}
+
+// add adds the rows of a batch, in parts that are written together.
+func (o *outbox) add(ctx context.Context, b *Batch) error {
+	if err := o.wait(ctx, func() bool { return o.fits(b.Rows() * o.shape.row) }); err != nil {
+		return err
+	}
+	defer o.mu.Unlock()
+	if c := o.tail(); c != nil {
+		o.seal(c)
+	}
+	columns := make([][]byte, len(o.shape.sizes))
+	for from := 0; from < b.Rows(); from += o.together {
+		n := min(o.together, b.Rows()-from)
+		c := &outChunk{
+			first: o.next + uint64(from), room: n, rows: n, together: []uint32{uint32(n)}, //nolint:gosec // not negative
+			data: o.memory(o.shape.bytes(n)), sealed: true,
+		}
+		o.shape.split(c.data, n, 0, n, columns)
+		for i, size := range o.shape.sizes {
+			copy(columns[i], b.Bytes(i)[from*size:])
+		}
+		o.chunks = append(o.chunks, c)
+	}
+	o.bytes += b.Rows() * o.shape.row
+	o.begin(b.Rows())
+	o.poke()
+	return nil
+}
+
+// adopt adds rows that other calls have written to a ring.
+func (o *outbox) adopt(ctx context.Context, id string, sequences []uint64) error {
+	if err := o.wait(ctx, func() bool { return true }); err != nil {
+		return err
+	}
+	defer o.mu.Unlock()
+	if o.ring != id {
+		return fmt.Errorf("the replay has another ring: %w", ring.ErrEnded)
+	}
+	if c := o.tail(); c != nil {
+		o.seal(c)
+	}
+	o.chunks = append(o.chunks, &outChunk{first: o.next, rows: len(sequences), written: runsOf(sequences), sealed: true})
+	o.begin(len(sequences))
+	o.poke()
+	return nil
+}
+
+// ended reports whether the node can't go on with this writer.
+func (o *outbox) ended() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.dead != nil && o.failure == nil
+}
+
+// lost returns why rows or items were not confirmed, once.
+func (o *outbox) lost() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.takeFailure()
+}
+
+// item adds an item of the rows from a number on.
+func (o *outbox) item(ctx context.Context, config table.Config, message *replayv1.FeedItem) (*PendingKey, error) {
+	q := o.tables[config.Name]
+	if q == nil {
+		q = &outItems{config: config}
+		o.mu.Lock()
+		o.tables[config.Name] = q
+		o.mu.Unlock()
+	}
+	most := min(o.options.unconfirmed, maxQueuedItems/4)
+	if err := ctx.Err(); err != nil {
+		return nil, o.interrupted(err, time.Now())
+	}
+	if err := o.wait(ctx, func() bool {
+		if len(q.items) < most {
+			return true
+		}
+		o.hurry()
+		return false
+	}); err != nil {
+		return nil, fmt.Errorf("create an item of table %q: %w", config.Name, err)
+	}
+	defer o.mu.Unlock()
+	message.Number = q.confirmed + uint64(len(q.items))
+	key := &PendingKey{}
+	q.items = append(q.items, outItem{message: message, key: key})
+	o.resolve(q)
+	o.touch()
+	return key, nil
+}
+
+// flush waits until all rows and items are confirmed.
+func (o *outbox) flush(ctx context.Context) error {
+	o.mu.Lock()
+	if !o.pending() {
+		defer o.mu.Unlock()
+		return o.takeFailure()
+	}
+	o.mu.Unlock()
+	if err := o.wait(ctx, func() bool {
+		o.hurry()
+		return !o.pending()
+	}); err != nil {
+		return err
+	}
+	o.mu.Unlock()
+	return nil
+}
+
+// sequences waits until the rows of the last write are confirmed, or the context ends, and returns
+// the numbers of those that are.
+func (o *outbox) sequences(ctx context.Context) []uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.confirmed < o.next && o.running && ctx.Err() == nil {
+		o.hurry()
+		changed := o.changed
+		o.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		o.mu.Lock()
+	}
+	return o.last
+}
+
+// run sends rows and items until the stream ends.
+func (o *outbox) run(ctx context.Context) {
+	err := o.stream(ctx)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	waited := !o.opened // by a call that needs the stream
+	o.running, o.opened, o.room, o.urgent = false, false, nil, false
+	for _, q := range o.tables {
+		q.blocked = ""
+	}
+	if err != nil {
+		err = ringError(err)
+		kept := resumable(err)
+		pending := o.pending()
+		if pending {
+			o.failure = o.unconfirmed(kept, err)
+		} else if waited {
+			o.failure = err
+		}
+		if !kept {
+			o.drop(err)
+		}
+	}
+	o.notify()
+}
+
+// drop forgets rows and items that were not confirmed. It is called with mu.
+func (o *outbox) drop(cause error) {
+	o.dead, o.chunks, o.bytes, o.spare, o.next = cause, nil, 0, nil, o.confirmed
+	o.since, o.last = time.Time{}, nil
+	for _, q := range o.tables {
+		q.items, q.sent, q.resolved = nil, 0, 0
+	}
+}
+
+// resumable reports whether a writer may go on after an error of its stream: the connection was
+// lost.
+func resumable(err error) bool {
+	for _, reason := range []error{
+		ring.ErrEnded, ring.ErrClosed, ring.ErrBatch, ring.ErrLayout, ErrTable, ErrItem, ErrPriority, ErrArgument, errResponse,
+	} {
+		if errors.Is(err, reason) {
+			return false
+		}
+	}
+	switch connect.CodeOf(err) {
+	case connect.CodeInvalidArgument, connect.CodeFailedPrecondition, connect.CodeUnimplemented, connect.CodePermissionDenied,
+		connect.CodeUnauthenticated:
+		return false
+	default:
+		return true
+	}
+}
+
+// errResponse means that the node has sent something that does not fit.
+var errResponse = errors.New("invalid response from the replay")
+
+// stream opens a stream and sends on it, until it fails or was idle.
+func (o *outbox) stream(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := o.client.handle.Load().Feed(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	opening := o.open()
+	received := make(chan error, 1)
+	go func() { received <- o.receive(stream) }()
+	sent := stream.Send(opening)
+	for sent == nil {
+		req, wait := o.take(time.Now())
+		if req != nil {
+			sent = stream.Send(req)
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-o.wake:
+		case <-timer.C:
+			if o.idle(wait) {
+				sent = stream.CloseSend()
+				if sent == nil {
+					if err := <-received; err != nil {
+						return nil //nolint:nilerr // nothing is lost, whatever the reason
+					}
+					return nil
+				}
+			}
+		case err := <-received:
+			timer.Stop()
+			return orLost(err)
+		}
+		timer.Stop()
+	}
+	cancel()
+	return orLost(<-received)
+}
+
+// orLost returns an error for a stream that the node has ended without one.
+func orLost(err error) error {
+	if err == nil {
+		return connect.NewError(connect.CodeUnavailable, "the node has ended the stream")
+	}
+	return err
+}
+
+// open returns the first message.
+func (o *outbox) open() *replayv1.FeedRequest {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	resume := o.pending()
+	history := uint64(o.options.history) //nolint:gosec // not negative
+	open := &replayv1.FeedOpen{RingId: o.ring, Resume: resume, Rows: o.next, History: history, Caller: o.options.caller}
+	if !resume {
+		o.id, o.seen = rand.Text(), 0
+		for _, q := range o.tables {
+			q.confirmed = 0
+		}
+		if n := min(len(o.recent.rows), o.options.history); n > 0 {
+			open.Before = runsOf(o.recent.rows[len(o.recent.rows)-n:])
+		}
+	}
+	open.Writer = o.id
+	o.sent, o.sentRows = 0, o.confirmed
+	for _, c := range o.chunks {
+		c.again = c.again || c.sealed
+	}
+	for _, q := range o.tables {
+		q.sent = 0
+		for i := range q.items {
+			// The node may not know the rows any more.
+			if it := &q.items[i]; it.runs != nil {
+				m := it.message
+				it.message = &replayv1.FeedItem{Table: m.GetTable(), Number: m.GetNumber(), Priority: m.Priority, Runs: it.runs}
+			}
+		}
+	}
+	return &replayv1.FeedRequest{Open: open, Seen: o.seen}
+}
+
+// idle reports whether the stream has nothing to do. Then no other message follows.
+func (o *outbox) idle(waited time.Duration) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if waited < idleStream || !o.opened || o.filling || o.pending() {
+		return false
+	}
+	o.opened = false // calls wait for the next stream
+	return true
+}
+
+// take returns the next message, or how long there will be none unless wake says so.
+func (o *outbox) take(now time.Time) (*replayv1.FeedRequest, time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.opened {
+		return nil, idleStream
+	}
+	req := &replayv1.FeedRequest{Seen: o.seen}
+	// Items go before later rows, because the node forgets those before.
+	if o.sentRows < o.next || o.urgent || o.since.IsZero() || now.Sub(o.since) >= linger {
+		if o.takeItems(req); len(req.GetItems()) > 0 {
+			return req, o.took(now)
+		}
+	}
+	if o.sent == len(o.chunks)-1 && !o.chunks[o.sent].sealed && !o.since.IsZero() {
+		if age := now.Sub(o.since); !o.urgent && age < linger {
+			return nil, linger - age
+		}
+		switch c := o.chunks[o.sent]; {
+		case o.filling:
+			o.due = true
+		case c.rows > 0:
+			o.seal(c)
+		}
+	}
+	if o.sent < len(o.chunks) && o.chunks[o.sent].sealed {
+		c := o.chunks[o.sent]
+		o.sent++
+		o.sentRows = c.end()
+		req.Rows = &replayv1.FeedRows{First: c.first, Together: c.together, Data: c.data, Written: c.written}
+	} else if age := now.Sub(o.since); !o.since.IsZero() && !o.urgent && age < linger {
+		return nil, linger - age
+	}
+	if o.takeItems(req); req.GetRows() == nil && len(req.GetItems()) == 0 {
+		return nil, idleStream
+	}
+	return req, o.took(now)
+}
+
+// takeItems adds items of rows that are sent to a message.
+func (o *outbox) takeItems(req *replayv1.FeedRequest) {
+	for _, q := range o.tables {
+		for q.sent < len(q.items) && len(req.GetItems()) < maxItemsTogether && q.items[q.sent].end() <= o.sentRows {
+			req.Items = append(req.Items, q.items[q.sent].message)
+			q.sent++
+		}
+	}
+}
+
+// took notes that a message was taken. It returns 0.
+func (o *outbox) took(now time.Time) time.Duration {
+	if o.allSent() {
+		o.since, o.urgent = time.Time{}, false
+	} else if o.sent == len(o.chunks)-1 && !o.chunks[o.sent].sealed {
+		o.since = now // the rows that are left are newer
+	}
+	return 0
+}
+
+// allSent reports whether everything is on its way.
+func (o *outbox) allSent() bool {
+	for _, q := range o.tables {
+		if q.sent < len(q.items) {
+			return false
+		}
+	}
+	return o.sentRows == o.next
+}
+
+// receive handles responses until the stream ends. It returns nil if the node has ended it.
+func (o *outbox) receive(stream replayv1raylink.ReplayFeedClientStream) error {
+	for {
+		res, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := o.handle(res); err != nil {
+			_ = stream.Close()
+			return err
+		}
+	}
+}
+
+// handle handles a response.
+func (o *outbox) handle(res *replayv1.FeedResponse) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer o.notify()
+	if serial := res.GetSerial(); serial != 0 {
+		if serial <= o.seen {
+			return nil // from before the stream was lost
+		}
+		o.seen = serial
+	}
+	if err := o.confirmRows(res.GetRows()); err != nil {
+		return err
+	}
+	q := o.tables[res.GetTable()]
+	if keys := res.GetKeys(); len(keys) > 0 {
+		if q == nil || len(keys) > len(q.items) {
+			return fmt.Errorf("%w: keys of %d items of table %q", errResponse, len(keys), res.GetTable())
+		}
+		for i, number := range keys {
+			if number != 0 {
+				q.items[i].key.key = Key{ring: o.ring, number: number}
+			}
+			q.items[i].key.confirmed.Store(true)
+		}
+		q.items = slices.Delete(q.items, 0, len(keys))
+		q.resolved = max(0, q.resolved-len(keys))
+		q.sent, q.confirmed, q.blocked = max(0, q.sent-len(keys)), q.confirmed+uint64(len(keys)), ""
+	}
+	if q != nil && res.GetBlocked() != nil {
+		q.blocked = res.GetBlocked().GetText()
+	}
+	if res.GetNoRoom() != nil {
+		o.room = noRoomOf(res.GetNoRoom())
+	}
+	if opened := res.GetOpened(); opened != nil {
+		if opened.GetRows() != o.confirmed {
+			return fmt.Errorf("%w: it has %d rows of the writer, and has confirmed %d", errResponse, opened.GetRows(), o.confirmed)
+		}
+		if err := o.trim(); err != nil {
+			return err
+		}
+		o.ring, o.opened, o.sentRows = opened.GetRingId(), true, o.confirmed
+		if o.pending() {
+			o.urgent, o.since = true, time.Now()
+		}
+		o.poke()
+	}
+	return nil
+}
+
+// resolve looks up the sequence numbers of the rows of items, once they are confirmed.
+func (o *outbox) resolve(q *outItems) {
+	for ; q.resolved < len(q.items) && q.items[q.resolved].end() <= o.confirmed; q.resolved++ {
+		it, rows := &q.items[q.resolved], o.recent.rows
+		begin := len(rows) - int(o.confirmed-it.message.GetFirst()) //nolint:gosec // recent has them
+		it.runs = runsOf(rows[begin : begin+int(it.message.GetLength())])
+	}
+}
+
+// trim removes the confirmed rows of the first chunk.
+func (o *outbox) trim() error {
+	if len(o.chunks) == 0 || o.chunks[0].first >= o.confirmed {
+		return nil
+	}
+	c := o.chunks[0]
+	skip, groups := int(o.confirmed-c.first), 0 //nolint:gosec // fewer than its rows
+	for k := 0; k < skip; groups++ {
+		if groups == len(c.together) || k+int(c.together[groups]) > skip {
+			return fmt.Errorf("%w: it has a part of %d rows that were written together", errResponse, c.rows)
+		}
+		k += int(c.together[groups])
+	}
+	rest := &outChunk{first: o.confirmed, rows: c.rows - skip, together: c.together[groups:], sealed: true, again: true}
+	rest.room = rest.rows
+	rest.data = make([]byte, aligned8(o.shape.bytes(rest.rows)))[:o.shape.bytes(rest.rows)]
+	from, to := make([][]byte, len(o.shape.sizes)), make([][]byte, len(o.shape.sizes))
+	o.shape.split(c.data, c.rows, skip, rest.rows, from)
+	o.shape.split(rest.data, rest.rows, 0, rest.rows, to)
+	for i := range to {
+		copy(to[i], from[i])
+	}
+	o.bytes -= skip * o.shape.row
+	o.chunks[0] = rest
+	return nil
+}
+
+// confirmRows notes the numbers of rows that were written.
+func (o *outbox) confirmRows(runs []*replayv1.Run) error {
+	if len(runs) == 0 {
+		return nil
+	}
+	n, err := countRows(runs, o.next-o.confirmed)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errResponse, err)
+	}
+	sequences := lastOfRuns(runs, int(n)) //nolint:gosec // at most those that were written
+	o.recent.add("", sequences)
+	if end := o.confirmed + n; end > o.lastFrom {
+		from := max(o.confirmed, o.lastFrom) - o.confirmed
+		o.last = append(o.last, sequences[from:]...)
+	}
+	o.confirmed += n
+	o.room = nil
+	for _, q := range o.tables {
+		o.resolve(q)
+	}
+	done := 0
+	for _, c := range o.chunks {
+		if !c.sealed || c.end() > o.confirmed {
+			break
+		}
+		if c.written == nil {
+			o.bytes -= c.rows * o.shape.row
+			if !c.again && cap(c.data) <= 2*chunkBytes && len(o.spare) < 64 {
+				o.spare = append(o.spare, c.data[:0])
+			}
+		}
+		done++
+	}
+	o.chunks = slices.Delete(o.chunks, 0, done)
+	o.sent = max(0, o.sent-done)
+	return nil
+}
