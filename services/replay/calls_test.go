@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	"github.com/raylink/raylink/runtime/row"
 	"github.com/raylink/raylink/services/replay/ring"
 )
@@ -301,6 +302,10 @@ func (s *stuck) Inspect(ctx context.Context, _ *replayv1.InspectRequest) (*repla
 	return nil, s.block(ctx)
 }
 
+func (s *stuck) Feed(ctx context.Context, _ replayv1raylink.ReplayFeedServerStream) error {
+	return s.block(ctx)
+}
+
 // TestContextsThatEndDuringRemoteCalls is TestReadsEndWithTheirContext of package ring for calls
 // that the node has.
 func TestContextsThatEndDuringRemoteCalls(t *testing.T) {
@@ -310,7 +315,10 @@ func TestContextsThatEndDuringRemoteCalls(t *testing.T) {
 	for _, c := range allCalls(t, p) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
-			<-n.called
+			select {
+			case <-n.called:
+			case <-time.After(200 * time.Millisecond): // the writer has its stream already
+			}
 			cancel()
 		}()
 		err := c.make(ctx)

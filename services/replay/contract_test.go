@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -47,17 +48,32 @@ func openTunnel(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20))
 	web := httptest.NewUnstartedServer(mux)
 	web.Config.Protocols = new(http.Protocols)
-	web.Config.Protocols.SetUnencryptedHTTP2(true) // HTTP/1 has no bidirectional streams
+	web.Config.Protocols.SetHTTP1(true)
+	web.Config.Protocols.SetUnencryptedHTTP2(true)
 	web.Start()
 	t.Cleanup(web.Close)
-	transport := &http.Transport{Protocols: web.Config.Protocols}
-	t.Cleanup(transport.CloseIdleConnections)
+	streams := &http.Transport{Protocols: new(http.Protocols)}
+	streams.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(streams.CloseIdleConnections)
+	transport := byShape{calls: web.Client().Transport, streams: streams}
 	c, err := OpenClient(t.Context(), replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(
 		&http.Client{Transport: transport}, web.URL, connecthttp.WithReadMaxBytes(64<<20),
 	))))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Close()) })
 	return c
+}
+
+// byShape sends bidirectional streams by HTTP/2, because HTTP/1 has none.
+type byShape struct{ calls, streams http.RoundTripper }
+
+func (b byShape) RoundTrip(req *http.Request) (*http.Response, error) {
+	switch path.Base(req.URL.Path) {
+	case "Feed", "Draw":
+		return b.streams.RoundTrip(req)
+	default:
+		return b.calls.RoundTrip(req)
+	}
 }
 
 func TestReadsOfNoRows(t *testing.T) {

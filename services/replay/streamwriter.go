@@ -581,13 +581,7 @@ func (o *outbox) stream(ctx context.Context) error {
 		case <-o.wake:
 		case <-timer.C:
 			if o.idle(wait) {
-				sent = stream.CloseSend()
-				if sent == nil {
-					if err := <-received; err != nil {
-						return nil //nolint:nilerr // nothing is lost, whatever the reason
-					}
-					return nil
-				}
+				return finished(stream, received)
 			}
 		case err := <-received:
 			timer.Stop()
@@ -597,6 +591,14 @@ func (o *outbox) stream(ctx context.Context) error {
 	}
 	cancel()
 	return orLost(<-received)
+}
+
+// finished ends a stream on which everything is confirmed. So an error does not matter.
+func finished(stream replayv1raylink.ReplayFeedClientStream, received <-chan error) error {
+	if stream.CloseSend() == nil {
+		<-received //nolint:errcheck // see above
+	}
+	return nil
 }
 
 // orLost returns an error for a stream that the node has ended without one.

@@ -200,7 +200,7 @@ func (t *Table) Insert(ctx context.Context, caller string, items []Item, keys []
 	return t.insert(ctx, &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items)})
 }
 
-// InsertReporting is Insert, except that it calls report when it begins to wait, and then ten times
+// InsertReporting is Insert, except that it calls report when it begins to wait, and then up to ten times
 // a second while it does. What was done by then is complete: the first keys can be read.
 func (t *Table) InsertReporting(ctx context.Context, caller string, items []Item, keys []Key, report func(Blocked)) (int, error) {
 	return t.insert(ctx, &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items), report: report})

@@ -142,19 +142,18 @@ func (t *Table) Waiting(call uint64) (Blocked, bool) {
 	return Blocked{}, false
 }
 
-// reportInterval is how often a call that waits reports what it waits for, after the first time.
-const reportInterval = 100 * time.Millisecond
+// firstReport and reportInterval are when a call that waits reports again what it waits for. The
+// interval doubles in between.
+const (
+	firstReport    = 10 * time.Millisecond
+	reportInterval = 100 * time.Millisecond
+)
 
 // interrupted waits until a call is complete or has failed, and reports meanwhile what it waits
 // for. It returns true if the context has ended before.
 func (t *Table) interrupted(ctx context.Context, q *queue, w *waiter) bool {
 	var tick <-chan time.Time
-	if w.report != nil {
-		ticker := time.NewTicker(reportInterval)
-		defer ticker.Stop()
-		tick = ticker.C
-	}
-	for {
+	for interval := firstReport; ; interval = min(2*interval, reportInterval) {
 		if w.report != nil {
 			t.mu.Lock()
 			waiting, blocked := w.err == nil && w.left() > 0, t.blocked(q, w)
@@ -162,6 +161,7 @@ func (t *Table) interrupted(ctx context.Context, q *queue, w *waiter) bool {
 			if waiting {
 				w.report(blocked)
 			}
+			tick = time.After(interval)
 		}
 		select {
 		case <-w.ready:
