@@ -80,8 +80,8 @@ func (*HistoryError) Is(target error) bool { return target == ErrItem }
 // UnconfirmedError means that items were not confirmed: it is unknown whether their table has them.
 // It wraps the cause, for example [ring.ErrOrphaned] if the node's process has died.
 //
-// Where the ring is not mapped, it is also for rows, and for a writer whose stream was lost or whose
-// context ended before the node's confirmation.
+// Where the ring is not mapped, it is also for rows, and for a writer whose stream was lost or
+// whose context ended before the node's confirmation.
 type UnconfirmedError struct {
 	// Table is that of the items. It is empty where they may be of several tables.
 	Table string

@@ -16,8 +16,8 @@ import (
 
 // Limits of what the node remembers of writers that stream.
 const (
-	// maxLost and lostFor are how many writers whose stream was lost the node remembers, and for how
-	// long.
+	// maxLost and lostFor are how many writers whose stream was lost the node remembers, and for
+	// how long.
 	maxLost = 1024
 	lostFor = 10 * time.Minute
 	// maxUnseen is the maximum number of runs and keys that a writer has not said it has received.
@@ -54,8 +54,8 @@ type fedWriter struct {
 	streams int
 	lost    time.Time
 
-	// rows is how many rows were written, and history has the sequence numbers of the last. Only the
-	// stream's goroutine uses them.
+	// rows is how many rows were written, and history has the sequence numbers of the last. Only
+	// the stream's goroutine uses them.
 	rows    uint64
 	history history
 

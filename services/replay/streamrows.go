@@ -74,8 +74,8 @@ func (s rowShape) rows(data []byte, together []uint32, most int) (int, error) {
 	return n, nil
 }
 
-// countRows returns how many rows runs have, or an error if there are more than a number, or if they
-// are not in increasing order.
+// countRows returns how many rows runs have, or an error if there are more than a number, or if
+// they are not in increasing order.
 func countRows(runs []*replayv1.Run, most uint64) (uint64, error) {
 	var n, next uint64
 	for i, r := range runs {

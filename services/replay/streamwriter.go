@@ -154,8 +154,8 @@ func (o *outbox) poke() {
 	}
 }
 
-// wait waits until done returns true, which is called with mu, or until the context ends, or rows or
-// items were lost. It makes sure of a stream. It returns with mu locked if the error is nil.
+// wait waits until done returns true, which is called with mu, or until the context ends, or rows
+// or items were lost. It makes sure of a stream. It returns with mu locked if the error is nil.
 func (o *outbox) wait(ctx context.Context, done func() bool) error {
 	var begin time.Time
 	o.mu.Lock()
@@ -654,7 +654,7 @@ func (o *outbox) idle(waited time.Duration) bool {
 	return true
 }
 
-// take returns the next message, or how long there will be none unless wake says so.
+// take returns the next message, or how long there will be none unless wake has an element.
 func (o *outbox) take(now time.Time) (*replayv1.FeedRequest, time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

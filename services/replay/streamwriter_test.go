@@ -196,7 +196,8 @@ func TestLostConnectionsLoseAndDoubleNothing(t *testing.T) {
 	})
 }
 
-// TestWindowBoundsWhatIsNotConfirmed has a node that does not confirm rows, because there is no room.
+// TestWindowBoundsWhatIsNotConfirmed has a node that does not confirm rows, because there is no
+// room.
 func TestWindowBoundsWhatIsNotConfirmed(t *testing.T) {
 	n := testNode(t, pointsReplay(4, Table("t")))
 	holder, p := open(t, n), pointsOf(t, openTunnel(t, &remoteReplay{node: n}))
@@ -422,7 +423,8 @@ func TestNodeForgetsWriters(t *testing.T) {
 	require.Empty(t, n.feeds.writers)
 }
 
-// TestNewStreamReplacesTheOneBefore resumes before the node has noticed that the connection was lost.
+// TestNewStreamReplacesTheOneBefore resumes before the node has noticed that the connection was
+// lost.
 func TestNewStreamReplacesTheOneBefore(t *testing.T) {
 	n := testNode(t, pointsReplay(10))
 	node := open(t, &remoteReplay{node: n}).Handle()

@@ -200,8 +200,8 @@ func (t *Table) Insert(ctx context.Context, caller string, items []Item, keys []
 	return t.insert(ctx, &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items)})
 }
 
-// InsertReporting is Insert, except that it calls report when it begins to wait, and then up to ten times
-// a second while it does. What was done by then is complete: the first keys can be read.
+// InsertReporting is Insert, except that it calls report when it begins to wait, and then up to ten
+// times a second while it does. What was done by then is complete: the first keys can be read.
 func (t *Table) InsertReporting(ctx context.Context, caller string, items []Item, keys []Key, report func(Blocked)) (int, error) {
 	return t.insert(ctx, &waiter{op: Insert, caller: caller, items: items, keys: keys, total: len(items), report: report})
 }
@@ -239,8 +239,8 @@ type SampleOptions struct {
 	// table's items that can be drawn. So it is (min P / P(i))^Beta, which is at most 1 and does
 	// not depend on the rest of the batch. Only a prioritized sampler has weights other than 1.
 	Beta float64
-	// Report, if it is not nil, is called when the sample begins to wait, and then ten times a second
-	// while it does.
+	// Report, if it is not nil, is called when the sample begins to wait, and then ten times a
+	// second while it does.
 	Report func(Blocked)
 }
 
