@@ -561,7 +561,7 @@ var errResponse = errors.New("invalid response from the replay")
 func (o *outbox) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := o.client.handle.Load().Feed(ctx)
+	stream, err := o.client.Handle().Feed(ctx)
 	if err != nil {
 		return err
 	}
