@@ -11,12 +11,12 @@ func ofItems() []Mutant {
 	return []Mutant{
 		{
 			Name: "ring/rows-of-other-numbers-are-read",
-			Edit: Edit{File: at, Func: "ReadHead.At", Original: "drawn[ahead].word.holds(sequence) &&", Mutated: "true &&"},
+			Edit: Edit{File: at, Func: "ReadHead.copyStretch", Original: "!before[i].holds(first + uint64(i))", Mutated: "!before[i].readable()"},
 			Test: "TestRowsAreReadByTheirSequenceNumbers",
 		},
 		{
 			Name: "ring/lost-rows-keep-what-the-batch-had",
-			Edit: Edit{File: at, Func: "ReadHead.At", Original: "clear(into.row(c, i))", Mutated: "_ = c"},
+			Edit: Edit{File: at, Func: "ReadHead.clearRows", Original: "clear(into.columns[c][from*size : (from+rows)*size])", Mutated: "_ = c*size"},
 			Test: "TestRowsAreReadByTheirSequenceNumbers",
 		},
 		{

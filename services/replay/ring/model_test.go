@@ -168,6 +168,66 @@ func run(t *rapid.T, rings []*Ring) {
 				}
 			}
 		},
+		"change": func(t *rapid.T) {
+			sequences := rapid.SliceOfN(rapid.Uint64Range(m.head-min(m.head, m.capacity+2), m.head+1), 1, 5).Draw(t, "sequences")
+			require.NoError(t, batch.Resize(len(sequences)))
+			value, err := Values[int64](batch, "value")
+			require.NoError(t, err)
+			twice, err := Values[int64](batch, "twice")
+			require.NoError(t, err)
+			held := m.held()
+			var changes []RowChange
+			var want []int
+			done := -1
+			for i, s := range sequences {
+				value[i] = rapid.Int64().Draw(t, "value")
+				twice[2*i], twice[2*i+1] = value[i], value[i]
+				changes = append(changes, RowChange{Sequence: s, Row: i, Columns: []int{0, 1}})
+				switch row, ok := m.rows[s%m.capacity]; {
+				case done >= 0:
+				case !ok || row != s:
+					want = append(want, i)
+				case held[s%m.capacity]:
+					done = i
+				default:
+					m.values[s] = value[i]
+				}
+			}
+			lost, err := writers[which.Draw(t, "writer")].TryChange(changes, batch)
+			require.Equal(t, want, lost)
+			if done < 0 {
+				require.NoError(t, err)
+				return
+			}
+			var blocked *HeldError
+			require.ErrorAs(t, err, &blocked)
+			require.Equal(t, []int{done, len(changes)}, []int{blocked.Done, blocked.Rows})
+		},
+		"read": func(t *rapid.T) {
+			sequences := rapid.SliceOfN(rapid.Uint64Range(m.head-min(m.head, m.capacity+2), m.head+1), 1, 9).Draw(t, "sequences")
+			if rapid.Bool().Draw(t, "consecutive") {
+				for i := range sequences {
+					sequences[i] = sequences[0] + uint64(i)
+				}
+			}
+			lost, err := readers[which.Draw(t, "reader")].At(context.Background(), sequences, batch)
+			require.NoError(t, err)
+			require.Equal(t, len(sequences), batch.Rows())
+			require.Len(t, batch.Sequences(), len(sequences))
+			for i, s := range sequences {
+				row, ok := m.rows[s%m.capacity]
+				require.Equal(t, !ok || row != s, slices.Contains(lost, i))
+				one, err := batch.Slice(i, i+1)
+				require.NoError(t, err)
+				if slices.Contains(lost, i) {
+					require.Equal(t, uint64(NoRow), batch.Sequences()[i])
+					require.Equal(t, make([]byte, 16), one.Bytes(1))
+					continue
+				}
+				require.Equal(t, s, batch.Sequences()[i])
+				check(t, m, one, []uint64{s})
+			}
+		},
 		"sample": func(t *rapid.T) {
 			err := readers[which.Draw(t, "reader")].Sample(context.Background(), seeded(), 5, batch)
 			if len(m.rows) == 0 {

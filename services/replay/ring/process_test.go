@@ -84,6 +84,8 @@ func runTask(text string) error {
 		"stop mid-batch":  stopMidBatch,
 		"stop with areas": stopWithAreas,
 		"stop in place":   stopInPlace,
+		"stop mid-change": stopMidChange,
+		"change":          changeRows,
 		"write in place":  writeInPlace,
 	}
 	id, err := ParseID(p.ID)

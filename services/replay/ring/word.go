@@ -7,15 +7,17 @@ import (
 
 // word is the state of a row, and all that processes use to synchronize access to it:
 //
-//	bit 0         the row is being written
-//	bits 1 to 12  the participant that writes or wrote it
+//	bit 0         the row is being written or changed
+//	bits 1 to 12  if it is: the participant that does so; otherwise how often the row was changed
 //	bits 13 to 63 the row's sequence number plus one; 0 for a row that was never written
 //
 // Sequence numbers are positions in the infinite sequence of rows, allocated from an atomic
 // counter. Slot i holds the positions that equal i modulo the capacity. A number is allocated once,
 // so a word never recurs with different contents of the row. (A writer that backs out of a claim
 // restores the old word, and has not touched the row.) At ten million rows a second the numbers
-// last for seven years.
+// last for seven years. A row that was changed (change.go) has the same number, and one more change
+// in its word. It is refused further changes after 4,095 of them: the count never wraps around, so
+// such a word never recurs either, however long a reader is suspended in the middle of its copy.
 //
 // To write a row, allocate a position; change the row's word from a complete (or abandoned) one to
 // one's own odd word by compare-and-swap; check that no area was activated since the position was
@@ -67,6 +69,8 @@ const (
 	noParticipant = 1<<participantBits - 1
 
 	sequenceShift = 1 + participantBits
+	// maxChanges is how often a row can be changed.
+	maxChanges = 1<<participantBits - 1
 	// maxSequence is the largest sequence number that fits into a word.
 	maxSequence = 1<<(64-sequenceShift) - 2
 )
@@ -75,7 +79,12 @@ func writingWord(sequence uint64, participant int) word {
 	return word((sequence+1)<<sequenceShift | uint64(participant)<<1 | writing) //nolint:gosec // a participant has that many bits
 }
 
-func (w word) published() word { return w &^ writing }
+// published is the word of the complete row, without changes.
+func (w word) published() word { return w >> sequenceShift << sequenceShift }
+
+// changes is how often a complete row was changed; changed is its word after one more time.
+func (w word) changes() int  { return int(w>>1) & maxChanges }
+func (w word) changed() word { return w + 1<<1 }
 
 // disowned is the word of a row that its writer gave up in the middle: nothing but another write
 // makes it readable.
@@ -90,11 +99,17 @@ func (w word) sequencePlusOne() uint64 { return uint64(w >> sequenceShift) }
 
 func (w word) sequence() uint64 { return w.sequencePlusOne() - 1 }
 
+// participant is the one that writes or changes the row.
 func (w word) participant() int { return int(w>>1) & noParticipant }
 
-// holds reports whether the row is complete and has this sequence number.
+// holds reports whether the row is complete and has this sequence number, changed or not.
 func (w word) holds(sequence uint64) bool {
-	return w&^(noParticipant<<1) == word((sequence+1)<<sequenceShift) // all but the participant
+	return w&^(maxChanges<<1) == word((sequence+1)<<sequenceShift)
+}
+
+// unfinished reports whether a row with this sequence number is being written or changed.
+func (w word) unfinished(sequence uint64) bool {
+	return w&writing != 0 && w.sequencePlusOne() == sequence+1
 }
 
 // words returns all rows' words in a mapping.

@@ -1,0 +1,42 @@
+package mutants
+
+// ofChanges returns the mutants of changes of existing rows.
+func ofChanges() []Mutant {
+	const change = "services/replay/ring/change.go"
+	return []Mutant{
+		{
+			Name: "ring/rows-of-areas-change",
+			Edit: Edit{File: change, Func: "WriteHead.changeRow", Original: "r.inArea(slot)", Mutated: "r.inArea(slot) && false"},
+			Test: "TestRowsOfAreasDoNotChange",
+		},
+		{
+			Name: "ring/words-of-changed-rows-recur",
+			Edit: Edit{File: change, Func: "WriteHead.changeRow", Original: "old.changed()", Mutated: "old"},
+			Test: "TestRowsChangeALimitedNumberOfTimes",
+		},
+		{
+			Name: "ring/rows-change-without-limit",
+			Edit: Edit{File: change, Func: "WriteHead.changeRow", Original: "old.changes() == maxChanges", Mutated: "false"},
+			Test: "TestRowsChangeALimitedNumberOfTimes",
+		},
+		{
+			Name: "ring/changes-are-read-halfway",
+			Edit: Edit{
+				File: change, Func: "WriteHead.changeRow",
+				Original: "uint64(writingWord(c.Sequence, r.self))", Mutated: "uint64(old)",
+			},
+			Test: "TestChangesAreNeverTorn",
+			Args: []string{failFast, "-test.count=5"},
+		},
+		{
+			Name: "ring/changes-wait-for-dead-changers",
+			Edit: Edit{File: change, Func: "WriteHead.changeRow", Original: "r.knownDead(old.participant())", Mutated: "false"},
+			Test: "TestRowOfKilledChangerIsLost",
+		},
+		{
+			Name: "ring/rows-that-are-being-changed-are-lost-to-readers",
+			Edit: Edit{File: "services/replay/ring/at.go", Func: "ReadHead.copyNumbered", Original: "!w.unfinished(sequence)", Mutated: "true"},
+			Test: "TestReaderWaitsForARowThatIsBeingChanged",
+		},
+	}
+}
