@@ -46,7 +46,8 @@ func gone(err error) bool {
 }
 
 // TestKilledReplayFailsAllThatWaitsForIt kills the process of a replay while samplers wait for
-// items, writers for samples, and writers for room. Each must fail within a second, for this reason.
+// items, writers for samples, and writers for room. Each must fail within a second, and name this
+// reason.
 func TestKilledReplayFailsAllThatWaitsForIt(t *testing.T) {
 	for _, way := range []string{"mapped", "remote"} {
 		t.Run(way, func(t *testing.T) {

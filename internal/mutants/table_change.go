@@ -2,7 +2,10 @@ package mutants
 
 // ofChanges returns the mutants of changes of existing rows.
 func ofChanges() []Mutant {
-	const change = "services/replay/ring/change.go"
+	const (
+		change = "services/replay/ring/change.go"
+		client = "services/replay/change.go"
+	)
 	return []Mutant{
 		{
 			Name: "ring/rows-of-areas-change",
@@ -37,6 +40,24 @@ func ofChanges() []Mutant {
 			Name: "ring/rows-that-are-being-changed-are-lost-to-readers",
 			Edit: Edit{File: "services/replay/ring/at.go", Func: "ReadHead.copyNumbered", Original: "!w.unfinished(sequence)", Mutated: "true"},
 			Test: "TestReaderWaitsForARowThatIsBeingChanged",
+		},
+		{
+			Name: "replay/columns-that-were-left-alone-are-overwritten",
+			Edit: Edit{
+				File: client, Func: "change.difference",
+				Original: "!bytes.Equal(a[i*size:(i+1)*size], b[i*size:(i+1)*size])", Mutated: "!bytes.Equal(a, b[:0])",
+			},
+			Test: "TestChangesOfDifferentColumnsAreKept",
+		},
+		{
+			Name: "replay/rows-of-another-ring-change",
+			Edit: Edit{File: client, Func: "change.find", Original: "|| ch.keys[i].ring != ch.ring", Mutated: ""},
+			Test: "TestChangedColumnsAreSampled",
+		},
+		{
+			Name: "replay/keys-find-items-of-other-tables",
+			Edit: Edit{File: "services/replay/item.go", Func: "Key.in", Original: "k.table != table", Mutated: "false"},
+			Test: "TestKeysAreThoseOfTheirTable",
 		},
 	}
 }

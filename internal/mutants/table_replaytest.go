@@ -26,8 +26,9 @@ func ofKilledReplays() []Mutant {
 			original: "p.abandon(inPlace)", mutated: "p.publish()", prints: `panicked`,
 		},
 		{
-			name: "rows-of-another-generation-are-read", file: ring + "at.go", function: "ReadHead.At",
-			original: "drawn[ahead].word.holds(sequence) &&", mutated: "true &&", prints: `foreign row|another generation|instead of`,
+			name: "rows-of-another-generation-are-read", file: ring + "at.go", function: "ReadHead.copyStretch",
+			original: "!before[i].holds(first + uint64(i))", mutated: "!before[i].readable()",
+			prints: `foreign row|another generation|instead of`,
 		},
 		{
 			name: "items-lack-rows", file: service + "sampler.go", function: "Sampler.copyRows",

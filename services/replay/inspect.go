@@ -376,7 +376,7 @@ func (c *Client) listItems(ctx context.Context, req *replayv1.ListItemsRequest, 
 	items := make([]TableItem, len(res.GetItems()))
 	for i, it := range res.GetItems() {
 		items[i] = TableItem{
-			Key: Key{ring: res.GetRingId(), number: it.GetKey()}, Sequences: sequencesOf(it.GetRuns()), Priority: it.GetPriority(),
+			Key: keyOf(res.GetRingId(), req.GetTable(), it.GetKey(), it.GetRuns()), Sequences: sequencesOf(it.GetRuns()), Priority: it.GetPriority(),
 			Sampled: it.GetSampled(), Age: time.Duration(it.GetAgeNs()), //nolint:gosec // since the node began
 		}
 		if req.GetRows() {

@@ -18,10 +18,37 @@ import (
 )
 
 // Key identifies an item of a table. It is never that of another item of the table, not even after
-// the replay was restarted. Keys can be compared. The zero value is the key of no item.
+// the replay was restarted. A key is that of one table: others find no item by it. Keys can be
+// compared. The zero value is the key of no item.
 type Key struct {
-	ring   string
-	number uint64
+	ring, table string
+	number      uint64
+	rows        int
+}
+
+// Rows returns the number of rows of the item.
+func (k Key) Rows() int { return k.rows }
+
+// in returns the key's number in a table, 0 if it is the key of another table's item.
+func (k Key) in(table string) uint64 {
+	if k.table != table {
+		return 0
+	}
+	return k.number
+}
+
+// keyOf returns the key of an item with these rows.
+func keyOf(ring, table string, number uint64, runs []*replayv1.Run) Key {
+	return Key{ring: ring, table: table, number: number, rows: rowsIn(runs)}
+}
+
+// rowsIn returns the number of rows of runs.
+func rowsIn(runs []*replayv1.Run) int {
+	n := 0
+	for _, r := range runs {
+		n += int(r.GetLength())
+	}
+	return n
 }
 
 // Number returns the key as the node's methods have it. It is that of one incarnation of the
@@ -537,7 +564,7 @@ func (q *itemQueue) sent(some []unconfirmed, res *replayv1.CreateItemsResponse, 
 	} else {
 		for i, number := range res.GetKeys() {
 			if number != 0 {
-				some[i].key.key = Key{ring: some[i].ring, number: number}
+				some[i].key.key = keyOf(some[i].ring, q.config.Name, number, some[i].item.GetRuns())
 			}
 			some[i].key.confirmed.Store(true)
 		}

@@ -101,14 +101,20 @@ func detailOf(e *ring.NoRoomError) *replayv1.NoRoom {
 	return detail
 }
 
+func holdersOf(messages []*replayv1.Holder) []ring.Holder {
+	holders := make([]ring.Holder, 0, len(messages))
+	for _, h := range messages {
+		holders = append(holders, ring.Holder{PID: int(h.GetPid()), Rows: h.GetRows(), Age: time.Duration(h.GetAgeNs())}) //nolint:gosec // an error text
+	}
+	return holders
+}
+
 // noRoomOf is the inverse of detailOf.
 func noRoomOf(detail *replayv1.NoRoom) *ring.NoRoomError {
 	e := &ring.NoRoomError{
 		Rows: int(detail.GetRows()), Written: int(detail.GetWritten()), Capacity: detail.GetCapacity(), Held: detail.GetHeld(), //nolint:gosec // an error text
 	}
-	for _, h := range detail.GetHeldBy() {
-		e.Holders = append(e.Holders, ring.Holder{PID: int(h.GetPid()), Rows: h.GetRows(), Age: time.Duration(h.GetAgeNs())}) //nolint:gosec // an error text
-	}
+	e.Holders = holdersOf(detail.GetHeldBy())
 	for _, pid := range detail.GetWriters() {
 		e.Writers = append(e.Writers, int(pid))
 	}
@@ -168,6 +174,8 @@ func reasonError(reason replayv1.Reason) error {
 		return ErrNotEmpty
 	case replayv1.Reason_REASON_DIRECTORY:
 		return ErrDirectory
+	case replayv1.Reason_REASON_CHANGED:
+		return ring.ErrChanged
 	case replayv1.Reason_REASON_KEY:
 		return ErrKey
 	case replayv1.Reason_REASON_UNSPECIFIED:

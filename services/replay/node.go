@@ -212,6 +212,8 @@ func connectError(err error) error {
 		return withDetail(connect.CodeResourceExhausted, err, detailOf(room))
 	case errors.Is(err, ring.ErrBatch):
 		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_BATCH})
+	case errors.Is(err, ring.ErrChanged):
+		return withDetail(connect.CodeFailedPrecondition, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_CHANGED})
 	case errors.Is(err, ring.ErrLayout):
 		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_LAYOUT})
 	case errors.Is(err, ring.ErrEnded), errors.Is(err, ring.ErrClosed):

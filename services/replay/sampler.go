@@ -338,11 +338,7 @@ func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool
 func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*replayv1.SampledItem) error {
 	length := b.Length
 	for _, it := range items {
-		n := 0
-		for _, r := range it.GetRuns() {
-			n += int(r.GetLength())
-		}
-		length = max(length, n)
+		length = max(length, rowsIn(it.GetRuns()))
 	}
 	sequences := make([]uint64, 0, length*len(items))
 	for i, it := range items {
@@ -384,7 +380,7 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*
 		}
 		moveRows(into, kept*length, i*length, length)
 		copy(sequences[kept*length:], sequences[i*length:(i+1)*length])
-		b.Info = append(b.Info, infoOf(b.ring, it))
+		b.Info = append(b.Info, infoOf(b.ring, s.config.Name, it))
 		kept++
 	}
 	if err := into.Resize(kept * length); err != nil {
@@ -462,9 +458,9 @@ func (b *SampledBatch[C]) finish(t *Typed[C]) error {
 	return t.row.View(&b.Columns, b.rows.Rows(), b.bytes)
 }
 
-func infoOf(id string, it *replayv1.SampledItem) ItemInfo {
+func infoOf(id, table string, it *replayv1.SampledItem) ItemInfo {
 	return ItemInfo{
-		Key: Key{ring: id, number: it.GetKey()}, Probability: it.GetProbability(), Weight: it.GetWeight(), Priority: it.GetPriority(),
+		Key: keyOf(id, table, it.GetKey(), it.GetRuns()), Probability: it.GetProbability(), Weight: it.GetWeight(), Priority: it.GetPriority(),
 		Sampled: it.GetSampled(), TableSize: it.GetTableSize(), Age: time.Duration(it.GetAgeNs()), Held: it.GetHeld(), //nolint:gosec // since the node began
 	}
 }
@@ -487,7 +483,7 @@ func (s *Sampler[C]) Update(ctx context.Context, keys []Key, priorities []float6
 			req = &replayv1.UpdatePrioritiesRequest{Table: s.config.Name, RingId: key.ring}
 			requests[key.ring] = req
 		}
-		req.Keys, req.Priorities = append(req.Keys, key.number), append(req.Priorities, priorities[i])
+		req.Keys, req.Priorities = append(req.Keys, key.in(s.config.Name)), append(req.Priorities, priorities[i])
 	}
 	for _, req := range requests {
 		res, updateErr := s.typed.client.Handle().UpdatePriorities(ctx, req)

@@ -7,6 +7,7 @@ import (
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
 )
 
 // Errors of tables. They are returned wrapped: compare with [errors.Is].
@@ -23,6 +24,8 @@ var (
 	ErrPriority = table.ErrPriority
 	// ErrBlocked means that a context ended while a limiter made a call wait.
 	ErrBlocked = table.ErrBlocked
+	// ErrChanged means that a row was changed as often as possible: 4,095 times.
+	ErrChanged = ring.ErrChanged
 	// ErrArgument means that the arguments of a call do not fit together.
 	ErrArgument = table.ErrArgument
 )
@@ -143,7 +146,7 @@ func (c *Client) Delete(ctx context.Context, tableName string, keys []Key) (stal
 			req = &replayv1.DeleteItemsRequest{Table: tableName, RingId: key.ring}
 			requests[key.ring] = req
 		}
-		req.Keys = append(req.Keys, key.number)
+		req.Keys = append(req.Keys, key.in(tableName))
 	}
 	for _, req := range requests {
 		res, deleteErr := c.Handle().DeleteItems(ctx, req)

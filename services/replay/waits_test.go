@@ -121,7 +121,7 @@ func TestDeletedItemsAreGone(t *testing.T) {
 	itemsBothWays(t, 100, []*replayv1.TableConfig{Table("t"), Table("queue", FIFO(), Queue(2))}, func(t *testing.T, p *Typed[pointColumns], node *replayv1raylink.Replay) {
 		ctx, c, w := t.Context(), p.Client(), itemWriter(t, p, History(1))
 		keys := writeItems(t, w, "t", 0, 1, 1, 1)
-		stale, err := c.Delete(ctx, "t", []Key{keys[0], keys[2], keys[0], {}, {ring: "another", number: keys[1].number}})
+		stale, err := c.Delete(ctx, "t", []Key{keys[0], keys[2], keys[0], {}, {ring: "another", table: "t", number: keys[1].number}})
 		require.NoError(t, err)
 		require.Equal(t, 3, stale, "one that occurs twice, that of no item, and that of another ring")
 		for range 10 {

@@ -168,6 +168,8 @@ const (
 	Reason_REASON_NOT_EMPTY Reason = 21
 	// A checkpoint can't be written to the directory.
 	Reason_REASON_DIRECTORY Reason = 22
+	// A row was changed as often as possible.
+	Reason_REASON_CHANGED Reason = 11
 	// There is no item with such a key.
 	Reason_REASON_KEY Reason = 10
 )
@@ -188,6 +190,7 @@ var (
 		20: "REASON_CHECKPOINT",
 		21: "REASON_NOT_EMPTY",
 		22: "REASON_DIRECTORY",
+		11: "REASON_CHANGED",
 		10: "REASON_KEY",
 	}
 	Reason_value = map[string]int32{
@@ -204,6 +207,7 @@ var (
 		"REASON_CHECKPOINT":  20,
 		"REASON_NOT_EMPTY":   21,
 		"REASON_DIRECTORY":   22,
+		"REASON_CHANGED":     11,
 		"REASON_KEY":         10,
 	}
 )
@@ -3338,7 +3342,7 @@ var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\"raylink/replay/v1/checkpoint.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x8a\x02\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/replay/v1/change.proto\x1a\"raylink/replay/v1/checkpoint.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x8a\x02\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
@@ -3591,7 +3595,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x18LIMITER_RULE_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fLIMITER_RULE_SAMPLES_PER_INSERT\x10\x01\x12\x16\n" +
 	"\x12LIMITER_RULE_QUEUE\x10\x02\x12\x16\n" +
-	"\x12LIMITER_RULE_STACK\x10\x03*\x9e\x02\n" +
+	"\x12LIMITER_RULE_STACK\x10\x03*\xb2\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_BATCH\x10\x01\x12\x11\n" +
@@ -3605,16 +3609,20 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0fREASON_ARGUMENT\x10\t\x12\x15\n" +
 	"\x11REASON_CHECKPOINT\x10\x14\x12\x14\n" +
 	"\x10REASON_NOT_EMPTY\x10\x15\x12\x14\n" +
-	"\x10REASON_DIRECTORY\x10\x16\x12\x0e\n" +
+	"\x10REASON_DIRECTORY\x10\x16\x12\x12\n" +
+	"\x0eREASON_CHANGED\x10\v\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +
-	"2\xf6\f\n" +
+	"2\xbd\x0e\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
 	"\x06Sample\x12 .raylink.replay.v1.SampleRequest\x1a!.raylink.replay.v1.SampleResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
 	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Q\n" +
-	"\x04Read\x12\x1e.raylink.replay.v1.ReadRequest\x1a\x1f.raylink.replay.v1.ReadResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
+	"\x04Read\x12\x1e.raylink.replay.v1.ReadRequest\x1a\x1f.raylink.replay.v1.ReadResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12`\n" +
+	"\tFindItems\x12#.raylink.replay.v1.FindItemsRequest\x1a$.raylink.replay.v1.FindItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12c\n" +
+	"\n" +
+	"ChangeRows\x12$.raylink.replay.v1.ChangeRowsRequest\x1a%.raylink.replay.v1.ChangeRowsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
 	"\aWaiting\x12!.raylink.replay.v1.WaitingRequest\x1a\".raylink.replay.v1.WaitingResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12K\n" +
@@ -3700,14 +3708,18 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*RingInfo)(nil),                 // 51: raylink.replay.v1.RingInfo
 	(*FileStatus)(nil),               // 52: raylink.replay.v1.FileStatus
 	(*Needs)(nil),                    // 53: raylink.replay.v1.Needs
-	(*WaitingRequest)(nil),           // 54: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 55: raylink.replay.v1.ListItemsRequest
-	(*CheckpointRequest)(nil),        // 56: raylink.replay.v1.CheckpointRequest
-	(*RestoreRequest)(nil),           // 57: raylink.replay.v1.RestoreRequest
-	(*WaitingResponse)(nil),          // 58: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 59: raylink.replay.v1.ListItemsResponse
-	(*CheckpointResponse)(nil),       // 60: raylink.replay.v1.CheckpointResponse
-	(*RestoreResponse)(nil),          // 61: raylink.replay.v1.RestoreResponse
+	(*FindItemsRequest)(nil),         // 54: raylink.replay.v1.FindItemsRequest
+	(*ChangeRowsRequest)(nil),        // 55: raylink.replay.v1.ChangeRowsRequest
+	(*WaitingRequest)(nil),           // 56: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 57: raylink.replay.v1.ListItemsRequest
+	(*CheckpointRequest)(nil),        // 58: raylink.replay.v1.CheckpointRequest
+	(*RestoreRequest)(nil),           // 59: raylink.replay.v1.RestoreRequest
+	(*FindItemsResponse)(nil),        // 60: raylink.replay.v1.FindItemsResponse
+	(*ChangeRowsResponse)(nil),       // 61: raylink.replay.v1.ChangeRowsResponse
+	(*WaitingResponse)(nil),          // 62: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 63: raylink.replay.v1.ListItemsResponse
+	(*CheckpointResponse)(nil),       // 64: raylink.replay.v1.CheckpointResponse
+	(*RestoreResponse)(nil),          // 65: raylink.replay.v1.RestoreResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	45, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
@@ -3762,37 +3774,41 @@ var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	14, // 49: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
 	16, // 50: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
 	18, // 51: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	21, // 52: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	23, // 53: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	54, // 54: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 55: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
-	33, // 56: raylink.replay.v1.Replay.Draw:input_type -> raylink.replay.v1.DrawRequest
-	36, // 57: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	38, // 58: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	40, // 59: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	42, // 60: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	55, // 61: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	56, // 62: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
-	57, // 63: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
-	8,  // 64: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 65: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 66: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 67: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 68: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	22, // 69: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 70: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	58, // 71: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	31, // 72: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
-	35, // 73: raylink.replay.v1.Replay.Draw:output_type -> raylink.replay.v1.DrawResponse
-	37, // 74: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	39, // 75: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	41, // 76: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	43, // 77: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	59, // 78: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	60, // 79: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
-	61, // 80: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
-	64, // [64:81] is the sub-list for method output_type
-	47, // [47:64] is the sub-list for method input_type
+	54, // 52: raylink.replay.v1.Replay.FindItems:input_type -> raylink.replay.v1.FindItemsRequest
+	55, // 53: raylink.replay.v1.Replay.ChangeRows:input_type -> raylink.replay.v1.ChangeRowsRequest
+	21, // 54: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 55: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	56, // 56: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	27, // 57: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
+	33, // 58: raylink.replay.v1.Replay.Draw:input_type -> raylink.replay.v1.DrawRequest
+	36, // 59: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	38, // 60: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	40, // 61: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	42, // 62: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	57, // 63: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	58, // 64: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
+	59, // 65: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
+	8,  // 66: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 67: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 68: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 69: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 70: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	60, // 71: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
+	61, // 72: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
+	22, // 73: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 74: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	62, // 75: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	31, // 76: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
+	35, // 77: raylink.replay.v1.Replay.Draw:output_type -> raylink.replay.v1.DrawResponse
+	37, // 78: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	39, // 79: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	41, // 80: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	43, // 81: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	63, // 82: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	64, // 83: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
+	65, // 84: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
+	66, // [66:85] is the sub-list for method output_type
+	47, // [47:66] is the sub-list for method input_type
 	47, // [47:47] is the sub-list for extension type_name
 	47, // [47:47] is the sub-list for extension extendee
 	0,  // [0:47] is the sub-list for field type_name
@@ -3803,6 +3819,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 	if File_raylink_replay_v1_replay_proto != nil {
 		return
 	}
+	file_raylink_replay_v1_change_proto_init()
 	file_raylink_replay_v1_checkpoint_proto_init()
 	file_raylink_replay_v1_file_proto_init()
 	file_raylink_replay_v1_inspect_proto_init()

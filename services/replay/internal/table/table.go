@@ -324,6 +324,24 @@ func (t *Table) Update(keys []Key, updated []float64) (stale int, err error) {
 	return stale, nil
 }
 
+// Find returns the rows of the items with the given keys, in their order; none for those that have
+// left the table.
+func (t *Table) Find(keys []Key) ([][]Run, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed != nil {
+		return nil, t.closed
+	}
+	found := make([][]Run, len(keys))
+	for i, key := range keys {
+		if slot, ok := t.slots.find(key); ok {
+			it := t.slots.items.at(slot)
+			found[i] = append([]Run{{First: it.first, Length: it.length}}, t.slots.more(it)...)
+		}
+	}
+	return found, nil
+}
+
 // Delete removes the items with the given keys, and returns how many of these had left the table.
 func (t *Table) Delete(keys []Key) (stale int, err error) {
 	t.mu.Lock()
@@ -373,6 +391,9 @@ func (t *Table) SetLimiter(l Limiter) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed != nil {
+		return t.closed
+	}
 	t.limit = newLimit(l, t.size)
 	t.serve()
 	return nil

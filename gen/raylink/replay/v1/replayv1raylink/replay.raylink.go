@@ -100,6 +100,26 @@ var replayService = runtime.GeneratedService{
 			Concurrent: true,
 		},
 		{
+			Name: "FindItems",
+			NewRequest: func() proto.Message {
+				return new(replayv1.FindItemsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.FindItemsResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "ChangeRows",
+			NewRequest: func() proto.Message {
+				return new(replayv1.ChangeRowsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.ChangeRowsResponse)
+			},
+			Concurrent: true,
+		},
+		{
 			Name: "CreateItems",
 			NewRequest: func() proto.Message {
 				return new(replayv1.CreateItemsRequest)
@@ -283,6 +303,30 @@ var replayHandlers = []runtime.GeneratedHandler{
 	},
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).FindItems(ctx, req.(*replayv1.FindItemsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.FindItemsResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).ChangeRows(ctx, req.(*replayv1.ChangeRowsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.ChangeRowsResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ReplayNode).CreateItems(ctx, req.(*replayv1.CreateItemsRequest))
 			if err != nil {
 				return nil, err
@@ -434,6 +478,12 @@ type ReplayNode interface {
 	// Read reads rows by their sequence numbers.
 	Read(context.Context, *replayv1.ReadRequest) (*replayv1.ReadResponse, error)
 
+	// FindItems returns the rows of items.
+	FindItems(context.Context, *replayv1.FindItemsRequest) (*replayv1.FindItemsResponse, error)
+
+	// ChangeRows overwrites columns of existing rows.
+	ChangeRows(context.Context, *replayv1.ChangeRowsRequest) (*replayv1.ChangeRowsResponse, error)
+
 	// CreateItems inserts items into a table.
 	CreateItems(context.Context, *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error)
 
@@ -518,6 +568,16 @@ func (UnimplementedReplayNode) Newest(context.Context, *replayv1.NewestRequest) 
 // Read returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Read(context.Context, *replayv1.ReadRequest) (*replayv1.ReadResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Read is not implemented")
+}
+
+// FindItems returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) FindItems(context.Context, *replayv1.FindItemsRequest) (*replayv1.FindItemsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/FindItems is not implemented")
+}
+
+// ChangeRows returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) ChangeRows(context.Context, *replayv1.ChangeRowsRequest) (*replayv1.ChangeRowsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/ChangeRows is not implemented")
 }
 
 // CreateItems returns an error with the code Unimplemented.
@@ -669,120 +729,142 @@ func (h *Replay) ReadAsync(ctx context.Context, req *replayv1.ReadRequest) *runt
 	return runtime.GeneratedCall[*replayv1.ReadRequest, *replayv1.ReadResponse](4).Async(ctx, h.ref, req)
 }
 
+// FindItems returns the rows of items.
+func (h *Replay) FindItems(ctx context.Context, req *replayv1.FindItemsRequest) (*replayv1.FindItemsResponse, error) {
+	return runtime.GeneratedCall[*replayv1.FindItemsRequest, *replayv1.FindItemsResponse](5).Unary(ctx, h.ref, req)
+}
+
+// FindItemsAsync calls FindItems and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Replay) FindItemsAsync(ctx context.Context, req *replayv1.FindItemsRequest) *runtime.Future[*replayv1.FindItemsResponse] {
+	return runtime.GeneratedCall[*replayv1.FindItemsRequest, *replayv1.FindItemsResponse](5).Async(ctx, h.ref, req)
+}
+
+// ChangeRows overwrites columns of existing rows.
+func (h *Replay) ChangeRows(ctx context.Context, req *replayv1.ChangeRowsRequest) (*replayv1.ChangeRowsResponse, error) {
+	return runtime.GeneratedCall[*replayv1.ChangeRowsRequest, *replayv1.ChangeRowsResponse](6).Unary(ctx, h.ref, req)
+}
+
+// ChangeRowsAsync calls ChangeRows and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Replay) ChangeRowsAsync(ctx context.Context, req *replayv1.ChangeRowsRequest) *runtime.Future[*replayv1.ChangeRowsResponse] {
+	return runtime.GeneratedCall[*replayv1.ChangeRowsRequest, *replayv1.ChangeRowsResponse](6).Async(ctx, h.ref, req)
+}
+
 // CreateItems inserts items into a table.
 func (h *Replay) CreateItems(ctx context.Context, req *replayv1.CreateItemsRequest) (*replayv1.CreateItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](5).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](7).Unary(ctx, h.ref, req)
 }
 
 // CreateItemsAsync calls CreateItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) CreateItemsAsync(ctx context.Context, req *replayv1.CreateItemsRequest) *runtime.Future[*replayv1.CreateItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](5).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.CreateItemsRequest, *replayv1.CreateItemsResponse](7).Async(ctx, h.ref, req)
 }
 
 // SampleItems draws items of a table. Their rows are read from the ring.
 func (h *Replay) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](6).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](8).Unary(ctx, h.ref, req)
 }
 
 // SampleItemsAsync calls SampleItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) SampleItemsAsync(ctx context.Context, req *replayv1.SampleItemsRequest) *runtime.Future[*replayv1.SampleItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](6).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](8).Async(ctx, h.ref, req)
 }
 
 // Waiting says what a call of CreateItems or SampleItems waits for.
 func (h *Replay) Waiting(ctx context.Context, req *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error) {
-	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](7).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](9).Unary(ctx, h.ref, req)
 }
 
 // WaitingAsync calls Waiting and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) WaitingAsync(ctx context.Context, req *replayv1.WaitingRequest) *runtime.Future[*replayv1.WaitingResponse] {
-	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](7).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](9).Async(ctx, h.ref, req)
 }
 
 // Feed writes the rows and items of one writer.
 func (h *Replay) Feed(ctx context.Context) (ReplayFeedClientStream, error) {
-	return runtime.GeneratedCall[*replayv1.FeedRequest, *replayv1.FeedResponse](8).BidiStream(ctx, h.ref)
+	return runtime.GeneratedCall[*replayv1.FeedRequest, *replayv1.FeedResponse](10).BidiStream(ctx, h.ref)
 }
 
 // Draw samples batches of items with their rows.
 func (h *Replay) Draw(ctx context.Context) (ReplayDrawClientStream, error) {
-	return runtime.GeneratedCall[*replayv1.DrawRequest, *replayv1.DrawResponse](9).BidiStream(ctx, h.ref)
+	return runtime.GeneratedCall[*replayv1.DrawRequest, *replayv1.DrawResponse](11).BidiStream(ctx, h.ref)
 }
 
 // UpdatePriorities changes the priorities of items.
 func (h *Replay) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](10).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](12).Unary(ctx, h.ref, req)
 }
 
 // UpdatePrioritiesAsync calls UpdatePriorities and returns a future of its response or error. It
 // blocks only while the node's queue is full or its connection is being opened.
 func (h *Replay) UpdatePrioritiesAsync(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) *runtime.Future[*replayv1.UpdatePrioritiesResponse] {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](10).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](12).Async(ctx, h.ref, req)
 }
 
 // DeleteItems removes items from a table.
 func (h *Replay) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](11).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](13).Unary(ctx, h.ref, req)
 }
 
 // DeleteItemsAsync calls DeleteItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) DeleteItemsAsync(ctx context.Context, req *replayv1.DeleteItemsRequest) *runtime.Future[*replayv1.DeleteItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](11).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](13).Async(ctx, h.ref, req)
 }
 
 // SetLimiter replaces a table's limiter.
 func (h *Replay) SetLimiter(ctx context.Context, req *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](12).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](14).Unary(ctx, h.ref, req)
 }
 
 // SetLimiterAsync calls SetLimiter and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) SetLimiterAsync(ctx context.Context, req *replayv1.SetLimiterRequest) *runtime.Future[*replayv1.SetLimiterResponse] {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](12).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](14).Async(ctx, h.ref, req)
 }
 
 // Inspect describes the ring and its tables. It scans neither.
 func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](13).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](15).Unary(ctx, h.ref, req)
 }
 
 // InspectAsync calls Inspect and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) InspectAsync(ctx context.Context, req *replayv1.InspectRequest) *runtime.Future[*replayv1.InspectResponse] {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](13).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](15).Async(ctx, h.ref, req)
 }
 
 // ListItems returns items by their keys, or a page of a table, with their rows if asked for. They
 // do not count as sampled.
 func (h *Replay) ListItems(ctx context.Context, req *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](14).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](16).Unary(ctx, h.ref, req)
 }
 
 // ListItemsAsync calls ListItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) ListItemsAsync(ctx context.Context, req *replayv1.ListItemsRequest) *runtime.Future[*replayv1.ListItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](14).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](16).Async(ctx, h.ref, req)
 }
 
 // Checkpoint copies the rows and tables to a new directory of the node's machine, while they are
 // used. Ending the call ends it, and leaves nothing.
 func (h *Replay) Checkpoint(ctx context.Context, req *replayv1.CheckpointRequest) (ReplayCheckpointClientStream, error) {
-	return runtime.GeneratedCall[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](15).ServerStream(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](17).ServerStream(ctx, h.ref, req)
 }
 
 // Restore fills a replay that has no rows and items yet from a checkpoint, or changes nothing.
 func (h *Replay) Restore(ctx context.Context, req *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error) {
-	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](16).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](18).Unary(ctx, h.ref, req)
 }
 
 // RestoreAsync calls Restore and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) RestoreAsync(ctx context.Context, req *replayv1.RestoreRequest) *runtime.Future[*replayv1.RestoreResponse] {
-	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](16).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](18).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.
