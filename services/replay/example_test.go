@@ -150,6 +150,91 @@ func ExampleTyped_Sampler() {
 	// 0 <nil>
 }
 
+// Sequences for a recurrent network: 4 rows each, of which the first 2 only warm up its state, and
+// which overlap by them. The last sequence of an episode has the rows that are left; it is padded
+// to the same length.
+func ExampleLength() {
+	ctx := context.Background()
+	directory, err := os.MkdirTemp("", "")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(directory) //nolint:errcheck // a temporary directory
+	rt, err := raylink.Start(ctx, raylink.WithData(directory), replay.Type())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer rt.Close() //nolint:errcheck // nothing is left to do with its error
+	node, err := replayv1raylink.CreateReplay(ctx, rt, &replayv1.ReplayConfig{
+		Columns: cartpolev1raylink.TransitionRow.Columns(), Capacity: 1000,
+		Tables: []*replayv1.TableConfig{replay.Table("sequences", replay.FIFO(), replay.Queue(64))},
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	transitions, err := replay.Open(ctx, node, cartpolev1raylink.TransitionRow)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer transitions.Close() //nolint:errcheck // nothing is left to do with its error
+	const length, burnIn = 4, 2
+	writer, err := transitions.Writer(replay.History(length))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	const steps = 7 // of an episode
+	since := burnIn // rows since the last sequence, and those that overlap with it
+	for step := range steps {
+		if err := writer.Append(ctx, 1, func(rows *cartpolev1raylink.TransitionColumns) {
+			rows.Return[0] = float32(step + 1)
+		}); err != nil {
+			fmt.Println(err)
+			return
+		}
+		since++
+		if n := min(length, writer.EpisodeRows()); since == length && n == length || step == steps-1 {
+			if step == steps-1 {
+				n = min(n, since)
+			}
+			if _, err := writer.Item(ctx, "sequences", n, 1); err != nil {
+				fmt.Println(err)
+				return
+			}
+			since = burnIn
+		} else if since == length {
+			since-- // the first sequence is not complete yet
+		}
+	}
+	if err := errors.Join(writer.EndEpisode(ctx), writer.Flush(ctx)); err != nil {
+		fmt.Println(err)
+		return
+	}
+	sampler, err := transitions.Sampler("sequences", replay.BatchOf(3), replay.Length(length))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer sampler.Close() //nolint:errcheck // nothing is left to do with its error
+	batch, err := sampler.Next(ctx)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for i := range batch.Len() {
+		from, to := i*batch.Length, (i+1)*batch.Length
+		fmt.Println(batch.Columns.Return[from:to], batch.Mask[from:to])
+	}
+	// Output:
+	// [1 2 3 4] [1 1 1 1]
+	// [3 4 5 6] [1 1 1 1]
+	// [5 6 7 0] [1 1 1 0]
+}
+
 // Where the columns are known only when the program runs, rows are a batch of columns by name.
 func ExampleOpenClient() {
 	ctx := context.Background()

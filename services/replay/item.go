@@ -339,6 +339,13 @@ func (w *TypedWriter[C]) Item(ctx context.Context, tableName string, n int, prio
 	return key, q.add(ctx, unconfirmed{ring: w.history.ring, item: item, key: key})
 }
 
+// EpisodeRows returns how many rows of the episode an item can have: those that were written, at
+// most the writer's [History]. Where items have n rows, the one at an episode's end has the rows
+// that are left: the lower of n and EpisodeRows.
+func (w *TypedWriter[C]) EpisodeRows() int {
+	return min(len(w.history.rows)-w.history.episode, w.history.most)
+}
+
 // EndEpisode ends the episode: items of later rows have none of the rows before. It does not wait
 // for items: see [TypedWriter.Flush]. It returns an [UnconfirmedError] if some were lost.
 func (w *TypedWriter[C]) EndEpisode(ctx context.Context) error {

@@ -19,8 +19,10 @@ type SamplerOption interface{ applySampler(options *samplerOptions) }
 
 type samplerOptions struct {
 	batch, prefetch int
-	beta            float64
-	caller          string
+	// length is the number of rows of each item, or 0 for that of the longest.
+	length int
+	beta   float64
+	caller string
 }
 
 type samplerOption func(options *samplerOptions)
@@ -36,6 +38,13 @@ func BatchOf(items int) SamplerOption {
 // priorities of that time, and count as sampled.
 func Prefetch(batches int) SamplerOption {
 	return samplerOption(func(o *samplerOptions) { o.prefetch = batches })
+}
+
+// Length gives all batches the same shape: n rows for each item. Shorter items end with zero rows,
+// where the mask is 0. A longer item is an error that matches [ErrItem]. By default a batch has as
+// many rows for each item as its longest item.
+func Length(n int) SamplerOption {
+	return samplerOption(func(o *samplerOptions) { o.length = n })
 }
 
 // Weights is the exponent of the importance weights of a table with the sampler [Prioritized]. By
@@ -75,7 +84,7 @@ type SampledBatch[C any] struct {
 	Mask []uint8
 	// Info describes the items, in the order of Columns.
 	Info []ItemInfo
-	// Length is the number of rows of the longest item.
+	// Length is the number of rows of the longest item, or that of the option [Length].
 	Length int
 	// Replaced is how many more items were drawn, because rows of theirs were overwritten before
 	// they were copied.
@@ -145,6 +154,8 @@ func (t *Typed[C]) Sampler(tableName string, options ...SamplerOption) (*Sampler
 	switch {
 	case chosen.batch < 1 || chosen.batch > maxSampledItems:
 		return nil, fmt.Errorf("sample batches of %d items: %w: 1 to %d are possible", chosen.batch, ErrArgument, maxSampledItems)
+	case chosen.length < 0 || uint64(chosen.length) > t.client.layout.Capacity:
+		return nil, fmt.Errorf("sample items of %d rows: %w: the ring has %d", chosen.length, ErrArgument, t.client.layout.Capacity)
 	case chosen.prefetch < 0:
 		return nil, fmt.Errorf("prefetch %d batches: %w: it must not be negative", chosen.prefetch, ErrArgument)
 	case !(chosen.beta >= 0) || math.IsInf(chosen.beta, 0):
@@ -336,9 +347,15 @@ func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool
 
 // copyRows adds items to a batch, but for those of which a row was overwritten.
 func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*replayv1.SampledItem) error {
-	length := b.Length
+	length := max(b.Length, s.options.length)
 	for _, it := range items {
-		length = max(length, rowsIn(it.GetRuns()))
+		n := rowsIn(it.GetRuns())
+		if s.options.length > 0 && n > s.options.length {
+			b.returned += uint32(len(items)) //nolint:gosec // at most maxSampledItems
+			return fmt.Errorf("%w: it has %d rows, and the sampler's batches have %d for each: create it with replay.Length(%d)",
+				ErrItem, n, s.options.length, n)
+		}
+		length = max(length, n)
 	}
 	sequences := make([]uint64, 0, length*len(items))
 	for i, it := range items {

@@ -108,6 +108,36 @@ func TestSamplesHaveTheRowsOfTheirItems(t *testing.T) {
 	}
 }
 
+// TestBatchesOfALengthHaveTheSameShape has items of different lengths, also at an episode's end.
+func TestBatchesOfALengthHaveTheSameShape(t *testing.T) {
+	itemsBothWays(t, 100, []*replayv1.TableConfig{Table("queue", FIFO(), Queue(64))}, func(t *testing.T, p *Typed[pointColumns], _ *replayv1raylink.Replay) {
+		ctx, w := t.Context(), itemWriter(t, p, History(4))
+		require.Zero(t, w.EpisodeRows())
+		writeItems(t, w, "queue", 0, 1, 3)
+		require.Equal(t, 4, w.EpisodeRows())
+		writeItems(t, w, "queue", 4, 2, 4)
+		require.Equal(t, 4, w.EpisodeRows(), "at most the history")
+		require.NoError(t, w.EndEpisode(ctx))
+		require.Zero(t, w.EpisodeRows())
+		s := itemSampler(t, p, "queue", BatchOf(1), Length(3))
+		for _, rows := range []int{1, 3, 2} {
+			b, err := s.Next(ctx)
+			require.NoError(t, err)
+			checkSampled(t, b, 1)
+			require.Equal(t, 3, b.Length)
+			require.Len(t, b.Info[0].Sequences, rows)
+		}
+		_, err := s.Next(ctx)
+		require.ErrorIs(t, err, ErrItem)
+		require.ErrorContains(t, err, `sample table "queue"`)
+		require.ErrorContains(t, err, "it has 4 rows, and the sampler's batches have 3 for each: create it with replay.Length(4)")
+		for _, n := range []int{-1, 101} {
+			_, err = p.Sampler("queue", Length(n))
+			require.ErrorIs(t, err, ErrArgument)
+		}
+	})
+}
+
 func TestInvalidSamplersAreTypedErrors(t *testing.T) {
 	itemsBothWays(t, 10, []*replayv1.TableConfig{Table("t")}, func(t *testing.T, p *Typed[pointColumns], _ *replayv1raylink.Replay) {
 		_, err := p.Sampler("none")
