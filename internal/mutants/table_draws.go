@@ -23,8 +23,8 @@ func ofDraws() []Mutant {
 		{
 			Name: "replay/probabilities-are-those-of-other-draws",
 			Edit: Edit{
-				File: "services/replay/tablemessage.go", Func: "sampledItemOf",
-				Original: "Probability: s.Probability", Mutated: "Probability: 0.9*s.Probability + 0.1/20",
+				File:     "services/replay/columnmessage.go",
+				Original: "uint64(s.Key), s.Probability,", Mutated: "uint64(s.Key), 1.0/20,",
 			},
 			Test: "TestProbabilitiesAreThoseOfTheDraws",
 		},

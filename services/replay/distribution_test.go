@@ -208,7 +208,7 @@ func TestProbabilitiesAreThoseOfTheDraws(t *testing.T) {
 				}
 				priorities := make([]float64, drawnItems-1)
 				for i := range priorities {
-					priorities[i] = float64(1 + (i+round)%7)
+					priorities[i] = float64((1 + i%7) * (1 + (i+round)%2))
 				}
 				if _, err := updater.Update(context.Background(), keys[1:], priorities); err != nil {
 					t.Error(err)

@@ -200,7 +200,7 @@ func TestLostConnectionsLoseAndDoubleNothing(t *testing.T) {
 // room.
 func TestWindowBoundsWhatIsNotConfirmed(t *testing.T) {
 	n := testNode(t, pointsReplay(4, Table("t")))
-	holder, p := open(t, n), pointsOf(t, openTunnel(t, &remoteReplay{node: n}))
+	holder, p := open(t, n), typedPoints(t, openTunnel(t, &remoteReplay{node: n}))
 	w := itemWriter(t, p, History(1), Window(10*17), Unconfirmed(2))
 	require.NoError(t, appended(w)(t.Context(), 4, points(1, 2, 3, 4)))
 	area, err := holder.Reader(nil).Hold(t.Context(), 4)
@@ -249,7 +249,7 @@ func TestWindowBoundsWhatIsNotConfirmed(t *testing.T) {
 	}
 }
 
-func pointsOf(t *testing.T, c *Client) *Typed[pointColumns] {
+func typedPoints(t *testing.T, c *Client) *Typed[pointColumns] {
 	t.Helper()
 	p, err := As(c, pointRow())
 	require.NoError(t, err)
@@ -260,7 +260,7 @@ func pointsOf(t *testing.T, c *Client) *Typed[pointColumns] {
 func TestRowsOfARingThatHasEndedAreDropped(t *testing.T) {
 	first := testNode(t, pointsReplay(4, Table("t")))
 	m := &restartable{&remoteReplay{node: first}}
-	p := pointsOf(t, open(t, m))
+	p := typedPoints(t, open(t, m))
 	w := itemWriter(t, p, History(2))
 	require.NoError(t, appended(w)(t.Context(), 2, points(1, 2)))
 	require.NoError(t, w.Append(t.Context(), 1, points(3)))
@@ -292,7 +292,7 @@ func TestStreamedHistorySurvivesTheMapping(t *testing.T) {
 	m := &movable{node: testNode(t, pointsReplay(10, Table("t")))}
 	m.away.Store(true)
 	c := open(t, m)
-	p := pointsOf(t, c)
+	p := typedPoints(t, c)
 	w := itemWriter(t, p, History(3))
 	for i := range 4 {
 		require.NoError(t, w.Append(t.Context(), 1, points(int64(i))))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -274,6 +275,58 @@ func TestChangesAreNeverTorn(t *testing.T) {
 		o, err := holdRows(first, task{Rows: 3, Batch: 3})
 		require.NoError(t, err)
 		require.Zero(t, o.Torn, "rows of an area do not change")
+	}
+}
+
+// TestLargeRowsAreNotReadHalfway changes a row of a size that takes a while to copy, until it was
+// read often enough while that happened.
+func TestLargeRowsAreNotReadHalfway(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0))))
+	const size = 4 << 20
+	r := newRing(t, Layout{Capacity: 2, Columns: []Column{{Name: "x", DType: Uint8, Shape: []uint64{size}}}})
+	write(t, r, 2)
+	stop := make(chan struct{})
+	var changer sync.WaitGroup
+	changer.Go(func() {
+		b, err := NewBatch(r.Layout(), 16)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for i := range b.Bytes(0) {
+			b.Bytes(0)[i] = byte(i / size)
+		}
+		w, err := r.Writer()
+		for i := 0; err == nil; i++ { // it copies nearly all of the time
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_, err = w.TryChange([]RowChange{{Sequence: 1, Row: i % 16, Columns: []int{0}}}, b)
+		}
+		if !errors.Is(err, ErrChanged) {
+			t.Error(err)
+		}
+	})
+	defer changer.Wait()
+	defer close(stop)
+	h, err := r.Reader()
+	require.NoError(t, err)
+	into, err := NewBatch(r.Layout(), 0)
+	require.NoError(t, err)
+	for read := 0; read < 100; {
+		lost, err := h.At(t.Context(), []uint64{1}, into)
+		require.NoError(t, err)
+		if len(lost) > 0 { // the changer was suspended for long
+			continue
+		}
+		x := into.Bytes(0)
+		read++
+		for i := 0; i < size; i += 4096 {
+			require.Equal(t, x[0], x[i], "the row is torn at byte %d", i)
+		}
+		require.Equal(t, x[0], x[size-1])
 	}
 }
 

@@ -2459,223 +2459,6 @@ func (x *FeedOpened) GetRows() uint64 {
 	return 0
 }
 
-// DrawRequest is a message of a sampler: `open` first, then batches.
-type DrawRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Open  *DrawOpen              `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`
-	// How many more batches the node may draw.
-	Batches       uint32 `protobuf:"varint,2,opt,name=batches,proto3" json:"batches,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DrawRequest) Reset() {
-	*x = DrawRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DrawRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DrawRequest) ProtoMessage() {}
-
-func (x *DrawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DrawRequest.ProtoReflect.Descriptor instead.
-func (*DrawRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *DrawRequest) GetOpen() *DrawOpen {
-	if x != nil {
-		return x.Open
-	}
-	return nil
-}
-
-func (x *DrawRequest) GetBatches() uint32 {
-	if x != nil {
-		return x.Batches
-	}
-	return 0
-}
-
-// DrawOpen begins a stream.
-type DrawOpen struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
-	// The number of items of a batch.
-	Items uint32 `protobuf:"varint,2,opt,name=items,proto3" json:"items,omitempty"`
-	// The exponent of the importance weights.
-	Beta float64 `protobuf:"fixed64,3,opt,name=beta,proto3" json:"beta,omitempty"`
-	// Names the sampler for those that wait for it.
-	Caller        string `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DrawOpen) Reset() {
-	*x = DrawOpen{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DrawOpen) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DrawOpen) ProtoMessage() {}
-
-func (x *DrawOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DrawOpen.ProtoReflect.Descriptor instead.
-func (*DrawOpen) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *DrawOpen) GetTable() string {
-	if x != nil {
-		return x.Table
-	}
-	return ""
-}
-
-func (x *DrawOpen) GetItems() uint32 {
-	if x != nil {
-		return x.Items
-	}
-	return 0
-}
-
-func (x *DrawOpen) GetBeta() float64 {
-	if x != nil {
-		return x.Beta
-	}
-	return 0
-}
-
-func (x *DrawOpen) GetCaller() string {
-	if x != nil {
-		return x.Caller
-	}
-	return ""
-}
-
-// DrawResponse is a part of a batch, or says what the stream waits for.
-type DrawResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Items of the batch.
-	Items *SampledColumns `protobuf:"bytes,1,opt,name=items,proto3" json:"items,omitempty"`
-	// The rows of these items, back to back: the columns, each from a multiple of 8 bytes on.
-	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	// How many items were drawn in place of those of which a row was overwritten.
-	Replaced uint32 `protobuf:"varint,3,opt,name=replaced,proto3" json:"replaced,omitempty"`
-	// The batch is complete.
-	Complete bool `protobuf:"varint,4,opt,name=complete,proto3" json:"complete,omitempty"`
-	// What the sampler waits for.
-	Blocked *Blocked `protobuf:"bytes,5,opt,name=blocked,proto3" json:"blocked,omitempty"`
-	// The ring that has the rows.
-	RingId        string `protobuf:"bytes,6,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DrawResponse) Reset() {
-	*x = DrawResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DrawResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DrawResponse) ProtoMessage() {}
-
-func (x *DrawResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DrawResponse.ProtoReflect.Descriptor instead.
-func (*DrawResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *DrawResponse) GetItems() *SampledColumns {
-	if x != nil {
-		return x.Items
-	}
-	return nil
-}
-
-func (x *DrawResponse) GetData() []byte {
-	if x != nil {
-		return x.Data
-	}
-	return nil
-}
-
-func (x *DrawResponse) GetReplaced() uint32 {
-	if x != nil {
-		return x.Replaced
-	}
-	return 0
-}
-
-func (x *DrawResponse) GetComplete() bool {
-	if x != nil {
-		return x.Complete
-	}
-	return false
-}
-
-func (x *DrawResponse) GetBlocked() *Blocked {
-	if x != nil {
-		return x.Blocked
-	}
-	return nil
-}
-
-func (x *DrawResponse) GetRingId() string {
-	if x != nil {
-		return x.RingId
-	}
-	return ""
-}
-
 type UpdatePrioritiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
@@ -2683,16 +2466,14 @@ type UpdatePrioritiesRequest struct {
 	// One for each key, finite and not negative.
 	Priorities []float64 `protobuf:"fixed64,3,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
 	// If not empty, keys of items with rows of another ring find no item.
-	RingId string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
-	// The keys of several callers travel together: how many each has.
-	Parts         []uint32 `protobuf:"varint,5,rep,packed,name=parts,proto3" json:"parts,omitempty"`
+	RingId        string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +2485,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +2498,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -2748,26 +2529,17 @@ func (x *UpdatePrioritiesRequest) GetRingId() string {
 	return ""
 }
 
-func (x *UpdatePrioritiesRequest) GetParts() []uint32 {
-	if x != nil {
-		return x.Parts
-	}
-	return nil
-}
-
 type UpdatePrioritiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many of the items had left the table.
-	Stale uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
-	// The same for each caller.
-	StaleParts    []uint64 `protobuf:"varint,2,rep,packed,name=stale_parts,json=staleParts,proto3" json:"stale_parts,omitempty"`
+	Stale         uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2551,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2564,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -2800,13 +2572,6 @@ func (x *UpdatePrioritiesResponse) GetStale() uint64 {
 		return x.Stale
 	}
 	return 0
-}
-
-func (x *UpdatePrioritiesResponse) GetStaleParts() []uint64 {
-	if x != nil {
-		return x.StaleParts
-	}
-	return nil
 }
 
 type DeleteItemsRequest struct {
@@ -2821,7 +2586,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +2598,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +2611,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2880,7 +2645,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +2657,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +2670,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2925,7 +2690,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +2702,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2950,7 +2715,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2975,7 +2740,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +2752,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +2765,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
 }
 
 type InspectRequest struct {
@@ -3013,7 +2778,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3025,7 +2790,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3038,7 +2803,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{39}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -3060,7 +2825,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[40]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +2837,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[40]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +2850,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{40}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -3149,7 +2914,7 @@ type TableInfo struct {
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[41]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +2926,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[41]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +2939,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{41}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -3508,34 +3273,16 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"FeedOpened\x12\x17\n" +
 	"\aring_id\x18\x01 \x01(\tR\x06ringId\x12\x18\n" +
 	"\aresumed\x18\x02 \x01(\bR\aresumed\x12\x12\n" +
-	"\x04rows\x18\x03 \x01(\x04R\x04rows\"X\n" +
-	"\vDrawRequest\x12/\n" +
-	"\x04open\x18\x01 \x01(\v2\x1b.raylink.replay.v1.DrawOpenR\x04open\x12\x18\n" +
-	"\abatches\x18\x02 \x01(\rR\abatches\"b\n" +
-	"\bDrawOpen\x12\x14\n" +
-	"\x05table\x18\x01 \x01(\tR\x05table\x12\x14\n" +
-	"\x05items\x18\x02 \x01(\rR\x05items\x12\x12\n" +
-	"\x04beta\x18\x03 \x01(\x01R\x04beta\x12\x16\n" +
-	"\x06caller\x18\x04 \x01(\tR\x06caller\"\xe2\x01\n" +
-	"\fDrawResponse\x127\n" +
-	"\x05items\x18\x01 \x01(\v2!.raylink.replay.v1.SampledColumnsR\x05items\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1a\n" +
-	"\breplaced\x18\x03 \x01(\rR\breplaced\x12\x1a\n" +
-	"\bcomplete\x18\x04 \x01(\bR\bcomplete\x124\n" +
-	"\ablocked\x18\x05 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x17\n" +
-	"\aring_id\x18\x06 \x01(\tR\x06ringId\"\x92\x01\n" +
+	"\x04rows\x18\x03 \x01(\x04R\x04rows\"|\n" +
 	"\x17UpdatePrioritiesRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x1e\n" +
 	"\n" +
 	"priorities\x18\x03 \x03(\x01R\n" +
 	"priorities\x12\x17\n" +
-	"\aring_id\x18\x04 \x01(\tR\x06ringId\x12\x14\n" +
-	"\x05parts\x18\x05 \x03(\rR\x05parts\"Q\n" +
+	"\aring_id\x18\x04 \x01(\tR\x06ringId\"0\n" +
 	"\x18UpdatePrioritiesResponse\x12\x14\n" +
-	"\x05stale\x18\x01 \x01(\x04R\x05stale\x12\x1f\n" +
-	"\vstale_parts\x18\x02 \x03(\x04R\n" +
-	"staleParts\"W\n" +
+	"\x05stale\x18\x01 \x01(\x04R\x05stale\"W\n" +
 	"\x12DeleteItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x17\n" +
@@ -3613,7 +3360,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_CHANGED\x10\v\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +
-	"2\xbd\x0e\n" +
+	"2\xf0\r\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -3626,8 +3373,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
 	"\aWaiting\x12!.raylink.replay.v1.WaitingRequest\x1a\".raylink.replay.v1.WaitingResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12K\n" +
-	"\x04Feed\x12\x1e.raylink.replay.v1.FeedRequest\x1a\x1f.raylink.replay.v1.FeedResponse(\x010\x01\x12K\n" +
-	"\x04Draw\x12\x1e.raylink.replay.v1.DrawRequest\x1a\x1f.raylink.replay.v1.DrawResponse(\x010\x01\x12u\n" +
+	"\x04Feed\x12\x1e.raylink.replay.v1.FeedRequest\x1a\x1f.raylink.replay.v1.FeedResponse(\x010\x01\x12u\n" +
 	"\x10UpdatePriorities\x12*.raylink.replay.v1.UpdatePrioritiesRequest\x1a+.raylink.replay.v1.UpdatePrioritiesResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vDeleteItems\x12%.raylink.replay.v1.DeleteItemsRequest\x1a&.raylink.replay.v1.DeleteItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12c\n" +
 	"\n" +
@@ -3652,7 +3398,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -3687,131 +3433,123 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*FeedItem)(nil),                 // 30: raylink.replay.v1.FeedItem
 	(*FeedResponse)(nil),             // 31: raylink.replay.v1.FeedResponse
 	(*FeedOpened)(nil),               // 32: raylink.replay.v1.FeedOpened
-	(*DrawRequest)(nil),              // 33: raylink.replay.v1.DrawRequest
-	(*DrawOpen)(nil),                 // 34: raylink.replay.v1.DrawOpen
-	(*DrawResponse)(nil),             // 35: raylink.replay.v1.DrawResponse
-	(*UpdatePrioritiesRequest)(nil),  // 36: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 37: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 38: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 39: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 40: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 41: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 42: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 43: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 44: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 45: raylink.tensor.v1.Column
-	(*Restored)(nil),                 // 46: raylink.replay.v1.Restored
-	(*v1.Tensor)(nil),                // 47: raylink.tensor.v1.Tensor
-	(*Holder)(nil),                   // 48: raylink.replay.v1.Holder
-	(*Run)(nil),                      // 49: raylink.replay.v1.Run
-	(*Blocked)(nil),                  // 50: raylink.replay.v1.Blocked
-	(*RingInfo)(nil),                 // 51: raylink.replay.v1.RingInfo
-	(*FileStatus)(nil),               // 52: raylink.replay.v1.FileStatus
-	(*Needs)(nil),                    // 53: raylink.replay.v1.Needs
-	(*FindItemsRequest)(nil),         // 54: raylink.replay.v1.FindItemsRequest
-	(*ChangeRowsRequest)(nil),        // 55: raylink.replay.v1.ChangeRowsRequest
-	(*WaitingRequest)(nil),           // 56: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 57: raylink.replay.v1.ListItemsRequest
-	(*CheckpointRequest)(nil),        // 58: raylink.replay.v1.CheckpointRequest
-	(*RestoreRequest)(nil),           // 59: raylink.replay.v1.RestoreRequest
-	(*FindItemsResponse)(nil),        // 60: raylink.replay.v1.FindItemsResponse
-	(*ChangeRowsResponse)(nil),       // 61: raylink.replay.v1.ChangeRowsResponse
-	(*WaitingResponse)(nil),          // 62: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 63: raylink.replay.v1.ListItemsResponse
-	(*CheckpointResponse)(nil),       // 64: raylink.replay.v1.CheckpointResponse
-	(*RestoreResponse)(nil),          // 65: raylink.replay.v1.RestoreResponse
+	(*UpdatePrioritiesRequest)(nil),  // 33: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 34: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 35: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 36: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 37: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 38: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 39: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 40: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 41: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 42: raylink.tensor.v1.Column
+	(*Restored)(nil),                 // 43: raylink.replay.v1.Restored
+	(*v1.Tensor)(nil),                // 44: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 45: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 46: raylink.replay.v1.Run
+	(*Blocked)(nil),                  // 47: raylink.replay.v1.Blocked
+	(*RingInfo)(nil),                 // 48: raylink.replay.v1.RingInfo
+	(*FileStatus)(nil),               // 49: raylink.replay.v1.FileStatus
+	(*Needs)(nil),                    // 50: raylink.replay.v1.Needs
+	(*FindItemsRequest)(nil),         // 51: raylink.replay.v1.FindItemsRequest
+	(*ChangeRowsRequest)(nil),        // 52: raylink.replay.v1.ChangeRowsRequest
+	(*WaitingRequest)(nil),           // 53: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 54: raylink.replay.v1.ListItemsRequest
+	(*CheckpointRequest)(nil),        // 55: raylink.replay.v1.CheckpointRequest
+	(*RestoreRequest)(nil),           // 56: raylink.replay.v1.RestoreRequest
+	(*FindItemsResponse)(nil),        // 57: raylink.replay.v1.FindItemsResponse
+	(*ChangeRowsResponse)(nil),       // 58: raylink.replay.v1.ChangeRowsResponse
+	(*WaitingResponse)(nil),          // 59: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 60: raylink.replay.v1.ListItemsResponse
+	(*CheckpointResponse)(nil),       // 61: raylink.replay.v1.CheckpointResponse
+	(*RestoreResponse)(nil),          // 62: raylink.replay.v1.RestoreResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	45, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	42, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	45, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	42, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	46, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
-	47, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	43, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
+	44, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 11: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 12: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	48, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	45, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
 	2,  // 14: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
 	9,  // 15: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	9,  // 16: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	49, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	46, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
 	9,  // 18: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	49, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	46, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
 	20, // 20: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	50, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	49, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	47, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	46, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
 	24, // 23: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	50, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	47, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	25, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
 	28, // 26: raylink.replay.v1.FeedRequest.open:type_name -> raylink.replay.v1.FeedOpen
 	29, // 27: raylink.replay.v1.FeedRequest.rows:type_name -> raylink.replay.v1.FeedRows
 	30, // 28: raylink.replay.v1.FeedRequest.items:type_name -> raylink.replay.v1.FeedItem
-	49, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
-	49, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
-	49, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
+	46, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
+	46, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
+	46, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
 	32, // 32: raylink.replay.v1.FeedResponse.opened:type_name -> raylink.replay.v1.FeedOpened
-	49, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
+	46, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
 	12, // 34: raylink.replay.v1.FeedResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	50, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	34, // 36: raylink.replay.v1.DrawRequest.open:type_name -> raylink.replay.v1.DrawOpen
-	25, // 37: raylink.replay.v1.DrawResponse.items:type_name -> raylink.replay.v1.SampledColumns
-	50, // 38: raylink.replay.v1.DrawResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	6,  // 39: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	44, // 40: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
-	51, // 41: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
-	52, // 42: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
-	4,  // 43: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	50, // 44: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	53, // 45: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
-	53, // 46: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
-	7,  // 47: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 48: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	14, // 49: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	16, // 50: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	18, // 51: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	54, // 52: raylink.replay.v1.Replay.FindItems:input_type -> raylink.replay.v1.FindItemsRequest
-	55, // 53: raylink.replay.v1.Replay.ChangeRows:input_type -> raylink.replay.v1.ChangeRowsRequest
-	21, // 54: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	23, // 55: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	56, // 56: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 57: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
-	33, // 58: raylink.replay.v1.Replay.Draw:input_type -> raylink.replay.v1.DrawRequest
-	36, // 59: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	38, // 60: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	40, // 61: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	42, // 62: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	57, // 63: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	58, // 64: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
-	59, // 65: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
-	8,  // 66: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 67: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 68: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 69: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 70: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	60, // 71: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
-	61, // 72: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
-	22, // 73: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 74: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	62, // 75: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	31, // 76: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
-	35, // 77: raylink.replay.v1.Replay.Draw:output_type -> raylink.replay.v1.DrawResponse
-	37, // 78: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	39, // 79: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	41, // 80: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	43, // 81: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	63, // 82: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	64, // 83: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
-	65, // 84: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
-	66, // [66:85] is the sub-list for method output_type
-	47, // [47:66] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	47, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	6,  // 36: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
+	41, // 37: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	48, // 38: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
+	49, // 39: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
+	4,  // 40: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	47, // 41: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	50, // 42: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
+	50, // 43: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
+	7,  // 44: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 45: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	14, // 46: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	16, // 47: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	18, // 48: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	51, // 49: raylink.replay.v1.Replay.FindItems:input_type -> raylink.replay.v1.FindItemsRequest
+	52, // 50: raylink.replay.v1.Replay.ChangeRows:input_type -> raylink.replay.v1.ChangeRowsRequest
+	21, // 51: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 52: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	53, // 53: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	27, // 54: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
+	33, // 55: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	35, // 56: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	37, // 57: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	39, // 58: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	54, // 59: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	55, // 60: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
+	56, // 61: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
+	8,  // 62: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 63: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 64: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 65: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 66: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	57, // 67: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
+	58, // 68: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
+	22, // 69: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 70: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	59, // 71: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	31, // 72: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
+	34, // 73: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	36, // 74: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	38, // 75: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	40, // 76: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	60, // 77: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	61, // 78: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
+	62, // 79: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
+	62, // [62:80] is the sub-list for method output_type
+	44, // [44:62] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -3832,7 +3570,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   42,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
