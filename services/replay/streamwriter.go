@@ -124,6 +124,11 @@ type outItem struct {
 	runs []*replayv1.Run
 }
 
+// rows returns the number of rows.
+func (it *outItem) rows() int {
+	return int(it.message.GetLength()) + rowsIn(it.message.GetRuns())
+}
+
 // end returns the writer's number of the row after the last of the item.
 func (it *outItem) end() uint64 { return it.message.GetFirst() + uint64(it.message.GetLength()) }
 
@@ -761,7 +766,7 @@ func (o *outbox) handle(res *replayv1.FeedResponse) error {
 		}
 		for i, number := range keys {
 			if number != 0 {
-				q.items[i].key.key = Key{ring: o.ring, number: number}
+				q.items[i].key.key = Key{ring: o.ring, table: res.GetTable(), number: number, rows: q.items[i].rows()}
 			}
 			q.items[i].key.confirmed.Store(true)
 		}
