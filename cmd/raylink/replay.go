@@ -30,11 +30,11 @@ func (a *app) replayCommand() *cobra.Command {
 	r := &replayApp{app: a}
 	cmd := &cobra.Command{
 		Use:   "replay",
-		Short: "Show replays, their tables and items, and change limiters",
-		Long: `replay shows the replays of a system, their tables and items, and changes the limiters of tables. Without --replay, it is the only
+		Short: "Show and copy replays, and change limiters",
+		Long: `replay shows the replays of a system, their tables and items, copies them to disk, and changes the limiters of tables. Without --replay, it is the only
 one of the system.
 
-It does not scan what it shows: a replay that is in use does not notice.`,
+What is shown is not scanned: a replay that is in use does not notice.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usagef("there is no command %q; the commands of %s are %s", args[0], cmd.CommandPath(), commandNames(cmd))
@@ -43,7 +43,7 @@ It does not scan what it shows: a replay that is in use does not notice.`,
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(r.listCommand(), r.statsCommand(), r.itemsCommand(), r.limitCommand())
+	cmd.AddCommand(r.listCommand(), r.statsCommand(), r.itemsCommand(), r.checkpointCommand(), r.limitCommand())
 	return cmd
 }
 

@@ -81,6 +81,8 @@ var varying = []struct {
 	{regexp.MustCompile(`"(inserts|samples)_per_second":[0-9.e-]+`), `"${1}_per_second":RATE`},
 	{regexp.MustCompile(`\d+\.\d per second`), "RATE per second"},
 	{regexp.MustCompile(`(has waited|, ) ?\d[0-9.]*m?s( ago| for)`), "$1 TIME$2"},
+	{regexp.MustCompile(`"bytes":\d+,"lost"`), `"bytes":SIZE,"lost"`},
+	{regexp.MustCompile(`\d[0-9.]* KiB in DATA/copy`), "SIZE in DATA/copy"},
 	{regexp.MustCompile(`"id":"[0-9a-f]{32}"`), `"id":"ID"`},
 	{regexp.MustCompile(`HOLDER +ROWS`), "HOLDER  ROWS"},
 	{regexp.MustCompile(`(process )\d+( +\d+ +)\S+s`), "${1}PID${2}TIME"},
