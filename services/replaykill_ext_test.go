@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"syscall"
 	"testing"
 	"time"
@@ -38,6 +39,40 @@ func (e elsewhere) Describe(ctx context.Context, req *replayv1.DescribeRequest) 
 		res.File += ".elsewhere"
 	}
 	return res, err
+}
+
+// Feed forwards the stream of a writer.
+func (e elsewhere) Feed(ctx context.Context, from replayv1raylink.ReplayFeedServerStream) error {
+	to, err := e.Replay.Feed(ctx)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			req, err := from.Receive()
+			if err != nil || to.Send(req) != nil {
+				_ = to.CloseSend() // the responses say why
+				return
+			}
+		}
+	}()
+	for {
+		res, err := to.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = from.Send(res)
+		}
+		if err != nil {
+			return errors.Join(err, to.Close())
+		}
+	}
+}
+
+// Checkpoint is not called here.
+func (elsewhere) Checkpoint(context.Context, *replayv1.CheckpointRequest, replayv1raylink.ReplayCheckpointServerStream) error {
+	return errors.ErrUnsupported
 }
 
 // gone reports whether an error says that the node or its process is not there any more.
@@ -90,7 +125,10 @@ func TestKilledReplayFailsAllThatWaitsForIt(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					return writer.Append(context.Background(), n, func(*countColumns) {})
+					if err := writer.Append(context.Background(), n, func(*countColumns) {}); err != nil {
+						return err
+					}
+					return writer.Flush(context.Background()) // a remote writer's rows may be on their way
 				}
 			}
 			for _, prefetch := range []int{0, 1, 4} {

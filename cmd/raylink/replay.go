@@ -31,8 +31,8 @@ func (a *app) replayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay",
 		Short: "Show and copy replays, and change limiters",
-		Long: `replay shows the replays of a system, their tables and items, copies them to disk, and changes the limiters of tables. Without --replay, it is the only
-one of the system.
+		Long: `replay shows the replays of a system, their tables and items, copies them to disk, and changes the limiters of tables.
+Without --replay, it is the only one of the system.
 
 What is shown is not scanned: a replay that is in use does not notice.`,
 		Args: func(cmd *cobra.Command, args []string) error {

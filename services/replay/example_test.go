@@ -227,7 +227,7 @@ func ExampleLength() {
 	}
 	for i := range batch.Len() {
 		from, to := i*batch.Length, (i+1)*batch.Length
-		fmt.Println(batch.Columns.Return[from:to], batch.Mask[from:to])
+		fmt.Printf("%v %v\n", batch.Columns.Return[from:to], batch.Mask[from:to])
 	}
 	// Output:
 	// [1 2 3 4] [1 1 1 1]
