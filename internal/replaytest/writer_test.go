@@ -78,6 +78,9 @@ func (w *writer) append(ctx context.Context, n int, batch bool) error {
 		sequences, err = w.appendBatch(ctx, n)
 	} else {
 		err = w.typed.Append(ctx, n, w.fill())
+		if err == nil && !w.life.typed.Client().Mapped() {
+			err = w.typed.Flush(ctx) // until then the rows are on their way
+		}
 		sequences = w.typed.Sequences()
 	}
 	return w.appended(n, sequences, err)
