@@ -9,5 +9,5 @@ import "embed"
 // Schemas holds the files under the paths that import statements use.
 //
 //go:embed raylink/options/v1/options.proto raylink/node/v1/node.proto raylink/tensor/v1/tensor.proto
-//go:embed raylink/replay/v1/replay.proto raylink/storage/v1/storage.proto raylink/ps/v1/ps.proto raylink/brain/v1/brain.proto
+//go:embed raylink/replay/v1/*.proto raylink/storage/v1/storage.proto raylink/ps/v1/ps.proto raylink/brain/v1/brain.proto
 var Schemas embed.FS

@@ -31,7 +31,7 @@ import (
 // it. A mutant whose test does not let them is to be built alone: see [Mutant.Alone].
 
 // inUse is the environment variable that has the number of the mutant in use.
-const inUse = "RAYLINK_MUTANT_IN_USE"
+const inUse = "MUTANT_IN_USE"
 
 // Together is a test binary with several mutants. It is safe for concurrent use.
 type Together struct {

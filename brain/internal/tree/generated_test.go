@@ -15,6 +15,7 @@ import (
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
+	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 )
 
 // TestWhatThePluginAcceptsCanBeRegistered draws service names and node types of all forms and
@@ -45,6 +46,7 @@ func TestWhatThePluginAcceptsCanBeRegistered(t *testing.T) {
 			FileToGenerate: []string{"x.proto"},
 			ProtoFile: []*descriptorpb.FileDescriptorProto{
 				protodesc.ToFileDescriptorProto(descriptorpb.File_google_protobuf_descriptor_proto),
+				protodesc.ToFileDescriptorProto(tensorv1.File_raylink_tensor_v1_tensor_proto),
 				protodesc.ToFileDescriptorProto(optionsv1.File_raylink_options_v1_options_proto),
 				file,
 			},
