@@ -2,6 +2,7 @@ package raylink_test
 
 import (
 	"context"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"io"
 	"log/slog"
 	"net"
@@ -276,10 +277,11 @@ func TestOwnTunnelIsCounted(t *testing.T) {
 		_, err := far.Add(ctx, &contractv1.AddRequest{By: 1})
 		require.NoError(t, err)
 	}
-	stats, err := p.Ref().TunnelStats(ctx, "other")
-	require.NoError(t, err)
-	require.Len(t, stats, 1)
-	assert.Equal(t, uint64(1), stats[0].GetConnectionsOpen())
+	var stats []*nodev1.TunnelStats
+	require.Eventually(t, func() bool { // the first calls may be there before the connection is counted
+		stats, err = p.Ref().TunnelStats(ctx, "other")
+		return err == nil && len(stats) == 1 && stats[0].GetConnectionsOpen() == 1
+	}, patience, 5*time.Millisecond)
 	assert.Equal(t, uint64(3), stats[0].GetCalls())
 	assert.Positive(t, stats[0].GetBytesReceived())
 	assert.Positive(t, stats[0].GetBytesSent())

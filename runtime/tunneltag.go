@@ -52,7 +52,8 @@ func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
 }
 
 // TunnelStats returns the traffic of the node's tagged tunnels, sorted by tag; an empty tag selects
-// all of them.
+// all of them. A connection and its bytes are counted from the end of the handshake on, which a
+// connection's first calls may overtake.
 func (n *Node) TunnelStats(tag string) ([]*nodev1.TunnelStats, error) {
 	n.mu.Lock()
 	var tags []*tunnelTag
