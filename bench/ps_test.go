@@ -119,7 +119,7 @@ func TestMissingRayIsReported(t *testing.T) {
 	for _, test := range []struct {
 		install bool
 		reason  string
-	}{{false, "Ray is not installed"}, {true, "no python3 was found"}} {
+	}{{false, " is not installed: "}, {true, "python3 with ensurepip and venv was not found"}} {
 		d.options.install = test.install
 		res, err := d.run(t.Context(), rs)
 		require.NoError(t, err)
