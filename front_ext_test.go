@@ -2,7 +2,6 @@ package raylink_test
 
 import (
 	"context"
-	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"io"
 	"log/slog"
 	"net"
@@ -17,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/raylink/raylink"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 	"github.com/raylink/raylink/join"
