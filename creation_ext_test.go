@@ -216,10 +216,12 @@ func TestCreationWithALostResponseLeavesNothing(t *testing.T) {
 	t.Logf("%d made, %d failed", made, failed)
 	require.Positive(t, failed, "no connection was cut during a creation")
 	var got map[string]nodev1.NodeState
-	require.Eventually(t, func() bool {
+	if !assert.Eventually(t, func() bool {
 		got = probesBelow(t, rt)
 		return assert.ObjectsAreEqual(want, got)
-	}, patience, 10*time.Millisecond, "%d nodes were returned; Brain has %v", len(want), got)
+	}, patience, 10*time.Millisecond) {
+		require.Equal(t, want, got, "returned, and those that Brain has")
+	}
 }
 
 func TestCloseEndsACreationWithItsProcess(t *testing.T) {

@@ -37,8 +37,8 @@ const (
 	psMemory   kind = "memory of parameters"
 	// storedKeys is that of a storage with many keys: its memory, and the time to open it.
 	storedKeys kind = "stored keys"
-	// The kinds below are those of the replay: the last but one is what several processes do, and
-	// the last what a process does that is not measured.
+	// The kinds below are those of the replay. replayMixed is what several processes do, and
+	// replayHold what a process does that is not measured.
 	replayWrite  kind = "write"
 	replaySample kind = "sample"
 	replayBorrow kind = "borrow"

@@ -174,8 +174,7 @@ func (p *psApp) info(ctx context.Context, tag string) error {
 			Metadata map[string]string `json:"metadata,omitempty"`
 		}{describe(version), tensors, file.Metadata()})
 	}
-	var text strings.Builder
-	for _, row := range [...][2]string{
+	text := facts([][2]string{
 		{"tag", printable(version.GetTag())},
 		{"version", id(version)},
 		{"size", exactSize(version.GetSize())},
@@ -183,19 +182,15 @@ func (p *psApp) info(ctx context.Context, tag string) error {
 		{"checksum", checksumText(version.GetChecksum())},
 		{"info", information(version.GetInfo(), "\n"+strings.Repeat(" ", len("checksum  ")))},
 		{"metadata", information(file.Metadata(), "\n"+strings.Repeat(" ", len("checksum  ")))},
-	} {
-		if row[1] != "" {
-			fmt.Fprintf(&text, "%-8s  %s\n", row[0], row[1])
-		}
-	}
+	})
 	if len(tensors) > 0 {
 		rows := [][]string{{"TENSOR", "TYPE", "SHAPE", "SIZE"}}
 		for _, t := range tensors {
 			rows = append(rows, []string{printable(t.Name), t.DType, shape(t.Shape), formatSize(t.Size)})
 		}
-		text.WriteString("\n" + table(rows))
+		text += "\n" + table(rows)
 	}
-	return p.write(text.String())
+	return p.write(text)
 }
 
 // layout describes a tag's newest version, and the tensors in it: none unless it has the layout of

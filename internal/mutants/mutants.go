@@ -209,6 +209,10 @@ func build(ctx context.Context, files map[string][]byte, root, temp, directory, 
 	return binary, nil
 }
 
+// noFailFile keeps rapid from writing what it found into the source tree. The next run would try
+// that first, and not show that the test finds it.
+const noFailFile = "RAPID_NOFAILFILE=true"
+
 // overlayName is the name of the overlay's file.
 const overlayName = "overlay.json"
 
@@ -239,7 +243,7 @@ func (m *Mutant) run(ctx context.Context, root, binary, overlay string, env ...s
 	test := exec.CommandContext(ctx, binary, args...)
 	test.Dir = filepath.Join(root, m.directory())
 	// Programs that the test builds have the fault too.
-	test.Env = slices.Concat(os.Environ(), []string{"GOFLAGS=" + os.Getenv("GOFLAGS") + " -overlay=" + overlay}, env)
+	test.Env = slices.Concat(os.Environ(), []string{"GOFLAGS=" + os.Getenv("GOFLAGS") + " -overlay=" + overlay, noFailFile}, env)
 	test.WaitDelay = time.Second // processes of the test may have its output open
 	// The test's processes end with it: under a mutant they may spin for ever.
 	test.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -25,7 +25,6 @@ const (
 	// failFast ends a test that is repeated because its failure is a matter of chance.
 	failFast = "-test.failfast"
 	// For rapid: the first failure is enough, but it must be found.
-	noFailFile    = "-rapid.nofailfile"
 	shrinkBriefly = "-rapid.shrinktime=100ms"
 	manyChecks    = "-rapid.checks=10000"
 )
@@ -98,7 +97,7 @@ func ofTools() []Mutant {
 			},
 			Test:   "TestNamesNeverMeet",
 			Prints: `is declared twice in`,
-			Args:   []string{noFailFile, shrinkBriefly, manyChecks},
+			Args:   []string{shrinkBriefly, manyChecks},
 		},
 	}
 }
@@ -108,7 +107,7 @@ func ofTools() []Mutant {
 const disagrees = `\[rapid\] (failed|panic|flaky)`
 
 // manyScripts are arguments for such a test that let it find rare scripts.
-func manyScripts() []string { return []string{noFailFile, shrinkBriefly, "-rapid.checks=20000"} }
+func manyScripts() []string { return []string{shrinkBriefly, "-rapid.checks=20000"} }
 
 // ofMailboxes returns the mutants of mailboxes.
 func ofMailboxes() []Mutant {
@@ -500,7 +499,7 @@ func ofProcesses() []Mutant {
 			},
 			Test:   "TestSweepsRemoveDeadHostsOnly",
 			Prints: `the directory of a living host is gone`,
-			Args:   []string{noFailFile, shrinkBriefly, manyChecks},
+			Args:   []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "rundir/sweep-takes-hidden-directories-at-once",
@@ -526,7 +525,7 @@ func ofTunnel() []Mutant {
 				Original: "body == nil && len(o.requests) > 0",
 				Mutated:  "false",
 			},
-			Test: "TestRandomRuns", Prints: `served`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestRandomRuns", Prints: `served`, Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "tunnel/streams-exceed-their-credit",
@@ -538,7 +537,7 @@ func ofTunnel() []Mutant {
 			},
 			Test:   "TestRandomRuns",
 			Prints: `more than the credit`,
-			Args:   []string{noFailFile, shrinkBriefly, manyChecks},
+			Args:   []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "tunnel/reads-though-nothing-is-written",

@@ -58,5 +58,32 @@ func ofChanges() []Mutant {
 			Edit: Edit{File: "services/replay/item.go", Func: "Key.in", Original: "k.table != table", Mutated: "false"},
 			Test: "TestKeysAreThoseOfTheirTable",
 		},
+		{
+			Name: "replay/restarts-between-tables-are-searched-for-ever",
+			Edit: Edit{File: "services/replay/change.go", Func: "change.find", Original: `ch.ring = ""`, Mutated: "_ = indexes"},
+			Test: "TestChangeDuringARestart", Prints: `goroutine stack exceeds|--- FAIL: TestChangeDuringARestart`,
+		},
+		{
+			Name: "ring/rows-that-change-are-lost-with-the-context",
+			Edit: Edit{
+				File: "services/replay/ring/at.go", Func: "ReadHead.At",
+				Original: "err := ctx.Err(); err != nil { return nil, h.truncate(into, i,",
+				Mutated:  "err := ctx.Err(); err != nil && i < 0 { return nil, h.truncate(into, i,",
+			},
+			Test: "TestRowsThatChangeAreNotLostWhenTheContextEnds",
+		},
+		{
+			Name: "table/queues-wait-for-more-items-than-they-have",
+			Edit: Edit{File: "services/replay/internal/table/limiter.go", Func: "Limiter.queueProblem", Original: "l.MinSize > l.Capacity", Mutated: "false"},
+			Test: "TestLimitersThatDeadlockAreRefused",
+		},
+		{
+			Name: "table/any-limiter-may-have-a-ratio",
+			Edit: Edit{
+				File: "services/replay/internal/table/limiter.go", Func: "Limiter.problem",
+				Original: "l.Rule != PerInsert && (l.Ratio != 0 || l.Buffer != 0)", Mutated: "false",
+			},
+			Test: "TestLimitersThatDeadlockAreRefused",
+		},
 	}
 }

@@ -115,17 +115,17 @@ func ofSafetensors() []Mutant {
 				File: tensors + "layout.go", Func: "Layout",
 				Original: "-cmp.Compare(elementBits[a.DType], elementBits[b.DType])", Mutated: "0",
 			},
-			Test: "TestContentRoundTrips", Prints: `aligned to its elements`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestContentRoundTrips", Prints: `aligned to its elements`, Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "safetensors/data-are-not-aligned",
 			Edit: Edit{File: tensors + "layout.go", Func: "Layout", Original: "len(header)%dataAlignment != 0", Mutated: "false"},
-			Test: "TestContentRoundTrips", Prints: `aligned to cache lines`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestContentRoundTrips", Prints: `aligned to cache lines`, Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "safetensors/quotes-are-not-escaped",
 			Edit: Edit{File: tensors + "layout.go", Func: "appendString", Original: `c == '"' || c == '\\'`, Mutated: "false"},
-			Test: "TestContentRoundTrips", Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestContentRoundTrips", Args: []string{shrinkBriefly, manyChecks},
 		},
 	}
 }
@@ -230,22 +230,22 @@ func ofSavedFiles() []Mutant {
 		{
 			Name: "archive/dots-lead-out-of-the-directory",
 			Edit: Edit{File: files + "location.go", Func: "escape", Original: "c == '.' && !first", Mutated: "c == '.'"},
-			Test: "TestTagsNeverShareALocation", Prints: `hidden names`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestTagsNeverShareALocation", Prints: `hidden names`, Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/case-is-lost",
 			Edit: Edit{File: files + "location.go", Func: "escape", Original: `"!" + string(`, Mutated: `"" + string(`},
-			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestTagsNeverShareALocation", Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/folder-may-be-a-file",
 			Edit: Edit{File: files + "location.go", Func: "locate", Original: "*last = escapeSuffix(*last)", Mutated: "_ = last"},
-			Test: "TestTagsNeverShareALocation", Prints: `could be a file`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestTagsNeverShareALocation", Prints: `could be a file`, Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/names-are-too-long",
 			Edit: Edit{File: files + "location.go", Func: "appendNames", Original: "name.Len()+len(escaped) > maxName", Mutated: "false"},
-			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestTagsNeverShareALocation", Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/foreign-json-is-listed",

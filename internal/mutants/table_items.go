@@ -74,5 +74,15 @@ func ofItems() []Mutant {
 			Edit: Edit{File: "services/replay/tables.go", Func: "node.UpdatePriorities", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
 			Test: "TestSamplerGoesOnWithTheRestartedReplay",
 		},
+		{
+			Name: "replay/refused-appends-are-history",
+			Edit: Edit{File: "services/replay/typed.go", Func: "TypedWriter.append", Original: "w.write != nil", Mutated: "w.write != nil && n < 0"},
+			Test: "TestRefusedAppendsAreNoHistory",
+		},
+		{
+			Name: "replay/samples-of-another-ring-are-given-back",
+			Edit: Edit{File: "services/replay/tables.go", Func: "node.SampleItems", Original: "n.isRing(req.GetRingId())", Mutated: "true"},
+			Test: "TestSamplesOfARingBeforeAreNotGivenBack",
+		},
 	}
 }

@@ -9,7 +9,7 @@ func ofLife() []Mutant {
 		table   = replay + "internal/table/"
 		refused = "TestFilesThatCannotBeUsedAreRefused/"
 	)
-	args := []string{noFailFile, shrinkBriefly}
+	args := []string{shrinkBriefly}
 	takeOver := func(name, test string, e Edit) Mutant { return Mutant{Name: "ring/" + name, Edit: e, Test: test} }
 	log := func(name string, e Edit) Mutant {
 		return Mutant{Name: "saved/" + name, Edit: e, Test: "TestLogMatchesTable", Args: args, Timeout: limit}

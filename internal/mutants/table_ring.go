@@ -52,7 +52,7 @@ func ofRing() []Mutant {
 				Original: "Load() < round",
 				Mutated:  "Load() <= round",
 			},
-			Test: "TestNewestOfManyBlocksMatchesList", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestNewestOfManyBlocksMatchesList", Args: []string{shrinkBriefly},
 		},
 		{
 			Name: "ring/older-rows-are-taken-from-the-first-block",
@@ -62,7 +62,7 @@ func ofRing() []Mutant {
 				Original: "older[n-1] >= c.below",
 				Mutated:  "true",
 			},
-			Test: "TestNewestOfManyBlocksMatchesList", Args: []string{noFailFile, shrinkBriefly, manyChecks}, Timeout: limit,
+			Test: "TestNewestOfManyBlocksMatchesList", Args: []string{shrinkBriefly, manyChecks}, Timeout: limit,
 		},
 		{
 			Name: "ring/sampling-prefers-rows-of-sparse-blocks",

@@ -51,12 +51,12 @@ func ofRows() []Mutant {
 		{
 			Name: "row/floats-are-cut-off",
 			Edit: Edit{File: float, Func: "narrow", Original: "math.RoundToEven", Mutated: "math.Floor"},
-			Test: nearest, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: nearest, Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "row/ties-of-floats-are-rounded-up",
 			Edit: Edit{File: float, Func: "narrow", Original: "math.RoundToEven", Mutated: "math.Round"},
-			Test: nearest, Prints: `is a tie`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: nearest, Prints: `is a tie`, Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "row/large-floats-become-nan",
@@ -109,7 +109,7 @@ func ofRowSchemas() []Mutant {
 				File: "cmd/protoc-gen-raylink/generator/names.go", Func: "newRowNames",
 				Original: "taken[field.GoName] = true", Mutated: "taken[field.GoName] = false",
 			},
-			Test: "TestNamesNeverMeet", Prints: `is declared twice in`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
+			Test: "TestNamesNeverMeet", Prints: `is declared twice in`, Args: []string{shrinkBriefly, manyChecks},
 		},
 	}
 }

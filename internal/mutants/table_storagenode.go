@@ -41,7 +41,7 @@ func ofStorageNode() []Mutant {
 				Original: "n.table.Rollback(n.table.CommittedID())",
 				Mutated:  "n.table.CommittedID()",
 			},
-			Test: "TestStorageMatchesModel", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestStorageMatchesModel", Args: []string{shrinkBriefly},
 		},
 		{
 			Name: "storage/call-is-not-synced",
@@ -61,7 +61,7 @@ func ofStorageNode() []Mutant {
 				Original: "has == want",
 				Mutated:  "true",
 			},
-			Test: "TestStorageMatchesModel", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestStorageMatchesModel", Args: []string{shrinkBriefly},
 		},
 		{
 			Name: "storage/expired-entries-are-read",

@@ -3,7 +3,7 @@ package mutants
 // ofStorageTable returns the mutants of the storage's state in memory.
 func ofStorageTable() []Mutant {
 	const directory = "services/storage/internal/table/"
-	modelled := []string{noFailFile, shrinkBriefly, "-rapid.checks=1000"}
+	modelled := []string{shrinkBriefly, "-rapid.checks=1000"}
 	rows := []struct {
 		name, file, function, original, mutated, test string
 		args                                          []string

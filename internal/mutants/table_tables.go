@@ -14,7 +14,7 @@ func ofTables() []Mutant {
 		likeScan  = "TestWheelMatchesScan"
 	)
 	const allowed = "!drawable || !l.minimum(size)" // inserts that need not wait
-	args := []string{noFailFile, shrinkBriefly, manyChecks}
+	args := []string{shrinkBriefly, manyChecks}
 	model := func(name string, e Edit) Mutant {
 		return Mutant{Name: "table/" + name, Edit: e, Test: likeModel, Args: args, Timeout: limit}
 	}
@@ -28,7 +28,7 @@ func ofTables() []Mutant {
 		model("inserts-wait-before-the-minimum-size", Edit{File: limiter, Func: "limit.canInsert", Original: allowed, Mutated: "!drawable"}),
 		model("inserts-wait-though-no-item-can-be-drawn", Edit{File: limiter, Func: "limit.canInsert", Original: allowed, Mutated: "!l.minimum(size)"}),
 		model("updates-are-no-changes", Edit{File: table, Func: "Table.Update", Original: "t.changes.mark(u.slot)", Mutated: "_ = u"}),
-		model("restored-items-have-no-order", Edit{File: state, Func: "Table.enter", Original: "x < y", Mutated: "x > y"}),
+		model("restored-items-have-no-order", Edit{File: state, Func: "Table.enter", Original: "return cmp.Compare(", Mutated: "return -cmp.Compare("}),
 		model("root-of-a-grown-tree-is-empty", Edit{File: tree, Func: "sumTree.grow", Original: "s.touch(0)", Mutated: "_ = s"}),
 		model("full-tables-evict-nothing", Edit{File: table, Func: "Table.add", Original: "t.size >= t.config.MaxItems", Mutated: "false"}),
 		{

@@ -100,12 +100,12 @@ func ofReservedRows() []Mutant {
 		{
 			Name: "inplace/reserved-positions-get-old",
 			Edit: Edit{File: ahead, Func: "ahead.resume", Original: "<= k.lag", Mutated: "<= 1<<40"},
-			Test: "TestReservedPositionsDoNotGetOld", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestReservedPositionsDoNotGetOld", Args: []string{shrinkBriefly},
 		},
 		{
 			Name: "inplace/reserved-positions-get-old-in-the-usual-case",
 			Edit: Edit{File: ahead, Func: "ahead.ready", Original: "<= k.lag", Mutated: "<= 1<<40"},
-			Test: "TestReservedPositionsDoNotGetOld", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestReservedPositionsDoNotGetOld", Args: []string{shrinkBriefly},
 		},
 		{
 			Name: "inplace/areas-activated-after-the-reservation-are-ignored-in-the-usual-case",

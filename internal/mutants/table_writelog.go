@@ -6,7 +6,7 @@ import "time"
 func ofStorageLog() []Mutant {
 	const room = "services/storage/internal/writelog/"
 	// In a bubble of synctest, rapid cannot shrink a failure.
-	notShrunk := []string{noFailFile, "-rapid.shrinktime=0s"}
+	notShrunk := []string{"-rapid.shrinktime=0s"}
 	return []Mutant{
 		{
 			Name: "writelog/commits-stay-in-memory",
@@ -76,7 +76,7 @@ func ofStorageLog() []Mutant {
 // ofStorageIDs returns the mutants of the ids that a storage gives.
 func ofStorageIDs() []Mutant {
 	const room = "services/storage/internal/writelog/"
-	notShrunk := []string{noFailFile, "-rapid.shrinktime=0s"} // as above
+	notShrunk := []string{"-rapid.shrinktime=0s"} // as above
 	return []Mutant{
 		{
 			Name: "writelog/failed-group-returns",

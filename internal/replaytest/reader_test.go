@@ -89,7 +89,7 @@ func (t *task) starve(uint64) error {
 	return s.Close()
 }
 
-// samples checks the items of a batch, and returns them.
+// checkBatch checks the items of a batch, and returns them.
 func (t *task) checkBatch(table int, m *memory, b *replay.SampledBatch[columns], items int) ([]identity, error) {
 	if b.Len() != items || len(b.Mask) != items*b.Length || len(b.Columns.Writer) != items*b.Length {
 		return nil, fmt.Errorf("a batch of %d items has %d: %d rows each, %d rows, a mask of %d",

@@ -89,7 +89,7 @@ type events struct {
 	did []string
 	// faults are what must not happen, troubles errors that may pass.
 	faults, troubles []string
-	// counts are those of each process's tasks. ended are those of tasks that have ended.
+	// counts are those of each process's tasks.
 	counts map[string]map[string]int64
 	// released is how many calls that waited have ended.
 	released int

@@ -117,6 +117,7 @@ func (ch *change) find(ctx context.Context) (bool, error) {
 			return false, fmt.Errorf("invalid response from the replay: %d items instead of %d", len(res.GetItems()), len(items))
 		}
 		if ch.ring != "" && ch.ring != res.GetRingId() { // it was restarted in between
+			ch.ring = ""
 			return ch.find(ctx)
 		}
 		ch.ring = res.GetRingId()

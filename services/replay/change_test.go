@@ -365,3 +365,33 @@ func TestChangeAfterTheNodeEnded(t *testing.T) {
 		}
 	}
 }
+
+// restartsAfter is a replay that is restarted after a number of calls of FindItems.
+type restartsAfter struct {
+	*restartable
+
+	calls int
+	next  replayv1raylink.ReplayNode
+}
+
+func (r *restartsAfter) FindItems(ctx context.Context, req *replayv1.FindItemsRequest) (*replayv1.FindItemsResponse, error) {
+	if r.calls--; r.calls < 0 {
+		r.ReplayNode = r.next
+	}
+	return r.ReplayNode.FindItems(ctx, req)
+}
+
+// TestChangeDuringARestart restarts the replay after the items of one of two tables were found.
+func TestChangeDuringARestart(t *testing.T) {
+	config := pointsReplay(20, Table("a"), Table("b"))
+	r := &restartsAfter{restartable: &restartable{testNode(t, config)}, calls: 1, next: testNode(t, config)}
+	p, err := As(open(t, r), pointRow())
+	require.NoError(t, err)
+	w := itemWriter(t, p, History(2))
+	keys := append(writeItems(t, w, "a", 0, 1), writeItems(t, w, "b", 1, 1)...)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	stale, err := p.Change(ctx, keys, func(*pointColumns) { t.Error("there is no row to change") })
+	require.NoError(t, err)
+	require.Equal(t, 2, stale)
+}

@@ -50,7 +50,7 @@ func (c *Client) checkpoint(ctx context.Context, directory string, progress func
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := c.handle.Load().Checkpoint(ctx, &replayv1.CheckpointRequest{Directory: absolute})
+	stream, err := c.Handle().Checkpoint(ctx, &replayv1.CheckpointRequest{Directory: absolute})
 	if err != nil {
 		return nil, ringError(err)
 	}
@@ -87,7 +87,7 @@ func (c *Client) Restore(ctx context.Context, directory string) (*replayv1.Resto
 	if err != nil {
 		return nil, fmt.Errorf("restore the replay: %w", err)
 	}
-	res, err := c.handle.Load().Restore(ctx, &replayv1.RestoreRequest{Directory: absolute})
+	res, err := c.Handle().Restore(ctx, &replayv1.RestoreRequest{Directory: absolute})
 	if err != nil {
 		return nil, fmt.Errorf("restore the replay: %w", ringError(err))
 	}

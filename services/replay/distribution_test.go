@@ -174,21 +174,17 @@ func TestEpochsHaveEachItemOnce(t *testing.T) {
 
 // TestPrioritiesCountFromTheirUpdateOn compares draws before and after an update.
 func TestPrioritiesCountFromTheirUpdateOn(t *testing.T) {
-	for _, way := range []string{"mapped", "remote"} {
-		t.Run(way, func(t *testing.T) {
-			everyWay(t, Table("t", Prioritized(0.6)), func(t *testing.T, p *Typed[pointColumns], s *Sampler[pointColumns]) {
-				keys := writeDrawn(t, p)
-				falling := make([]float64, drawnItems)
-				for i := range falling {
-					falling[i] = float64(drawnItems - i - 1)
-				}
-				stale, err := s.Update(t.Context(), keys, falling)
-				require.NoError(t, err)
-				require.Zero(t, stale)
-				requireDistribution(t, powers(0.6, falling...), drawn(t, s, drawnBatches, powers(0.6, falling...)))
-			})
-		})
-	}
+	everyWay(t, Table("t", Prioritized(0.6)), func(t *testing.T, p *Typed[pointColumns], s *Sampler[pointColumns]) {
+		keys := writeDrawn(t, p)
+		falling := make([]float64, drawnItems)
+		for i := range falling {
+			falling[i] = float64(drawnItems - i - 1)
+		}
+		stale, err := s.Update(t.Context(), keys, falling)
+		require.NoError(t, err)
+		require.Zero(t, stale)
+		requireDistribution(t, powers(0.6, falling...), drawn(t, s, drawnBatches, powers(0.6, falling...)))
+	})
 }
 
 // TestProbabilitiesAreThoseOfTheDraws updates priorities at random while items are drawn. Whatever

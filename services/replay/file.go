@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -248,8 +249,8 @@ func unfinished(path string) bool {
 	}
 	defer f.Close() //nolint:errcheck // it was only read
 	var begin [4096]byte
-	n, _ := f.Read(begin[:])
-	return len(bytes.Trim(begin[:n], "\x00")) == 0
+	n, err := f.Read(begin[:])
+	return (err == nil || errors.Is(err, io.EOF)) && len(bytes.Trim(begin[:n], "\x00")) == 0
 }
 
 // newItems makes the file of items of a new ring.
@@ -274,7 +275,7 @@ func (ts *tables) sources() []saved.Source {
 func (ts *tables) sizes() int {
 	n := 0
 	for _, t := range ts.byName {
-		n += t.Inspect().Size
+		n += t.Len()
 	}
 	return n
 }
@@ -324,7 +325,7 @@ func restoreTables(r *ring.Ring, configs []*replayv1.TableConfig, logger *slog.L
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ring.ErrFormat, path, err)
 		}
-		same = same && t.Inspect().Size == before.Len()
+		same = same && t.Len() == before.Len()
 		return t, nil
 	})
 	if err != nil {
@@ -524,6 +525,9 @@ func tryLockNodeFile(path string) (*nodeFile, error) {
 		return nil, err //nolint:wrapcheck // complete
 	}
 	f, size, err := mapfile.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // removed after it was found
+	}
 	if err != nil {
 		return nil, err
 	}

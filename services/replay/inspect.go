@@ -231,7 +231,7 @@ func columnsOf(layout ring.Layout, chosen []int) ring.Layout {
 
 // fit reports whether the rows of an item fit into the response. The first item of a response must.
 func (r *rowsOfItems) fit(runs []*replayv1.Run, first bool) (bool, error) {
-	rows := lengthOf(runs)
+	rows := uint64(rowsIn(runs)) //nolint:gosec // not negative
 	if fits := rows <= r.left/r.rowSize; fits || !first {
 		return fits, nil
 	}
@@ -240,23 +240,15 @@ func (r *rowsOfItems) fit(runs []*replayv1.Run, first bool) (bool, error) {
 		rows, r.rowSize, uint64(maxResponse))
 }
 
-func lengthOf(runs []*replayv1.Run) uint64 {
-	var rows uint64
-	for _, run := range runs {
-		rows += uint64(run.GetLength())
-	}
-	return rows
-}
-
 // read sets the columns of an item, and reports whether none of its rows was overwritten.
 func (r *rowsOfItems) read(ctx context.Context, item *replayv1.ItemState) (complete bool, err error) {
-	layout, rows := r.node.ring.Layout(), lengthOf(item.GetRuns())
+	layout, rows := r.node.ring.Layout(), uint64(rowsIn(item.GetRuns())) //nolint:gosec // not negative
 	for _, i := range r.columns {
 		c := layout.Columns[i]
 		item.Columns = append(item.Columns, &tensorv1.Tensor{Dtype: tensorv1.DataType(c.DType), Shape: append([]uint64{rows}, c.Shape...)})
 	}
 	most := int(max(1, rowsReadTogether/r.node.rowSize)) //nolint:gosec // at most rowsReadTogether
-	for some := range slices.Chunk(sequencesOf(item.GetRuns()), most) {
+	for some := range slices.Chunk(appendRuns(nil, item.GetRuns()), most) {
 		lost, err := r.head.At(ctx, some, r.batch)
 		if err != nil || len(lost) > 0 {
 			return false, err
@@ -267,17 +259,6 @@ func (r *rowsOfItems) read(ctx context.Context, item *replayv1.ItemState) (compl
 	}
 	r.left -= rows * r.rowSize
 	return true, nil
-}
-
-// sequencesOf returns the sequence numbers of runs.
-func sequencesOf(runs []*replayv1.Run) []uint64 {
-	var sequences []uint64
-	for _, run := range runs {
-		for i := range uint64(run.GetLength()) {
-			sequences = append(sequences, run.GetFirst()+i)
-		}
-	}
-	return sequences
 }
 
 // Inspect describes the ring and the tables: sizes, rates, priorities, limiters, the calls that
@@ -376,11 +357,11 @@ func (c *Client) listItems(ctx context.Context, req *replayv1.ListItemsRequest, 
 	items := make([]TableItem, len(res.GetItems()))
 	for i, it := range res.GetItems() {
 		items[i] = TableItem{
-			Key: keyOf(res.GetRingId(), req.GetTable(), it.GetKey(), it.GetRuns()), Sequences: sequencesOf(it.GetRuns()), Priority: it.GetPriority(),
+			Key: keyOf(res.GetRingId(), req.GetTable(), it.GetKey(), it.GetRuns()), Sequences: appendRuns(nil, it.GetRuns()), Priority: it.GetPriority(),
 			Sampled: it.GetSampled(), Age: time.Duration(it.GetAgeNs()), //nolint:gosec // since the node began
 		}
 		if req.GetRows() {
-			rows := &replayv1.Batch{Rows: lengthOf(it.GetRuns()), Columns: it.GetColumns(), Sequence: items[i].Sequences}
+			rows := &replayv1.Batch{Rows: uint64(len(items[i].Sequences)), Columns: it.GetColumns(), Sequence: items[i].Sequences}
 			if items[i].Rows, err = batchOf(layout, rows); err != nil {
 				return nil, 0, fmt.Errorf("invalid response from the replay: %w", err)
 			}

@@ -254,11 +254,11 @@ func (h *history) append(key string, first uint64, n int) {
 	h.add(key, numbers)
 }
 
-// resolve replaces the numbers of a stream, all of whose rows were confirmed, by sequence numbers.
+// resolve replaces the numbers of a stream by sequence numbers, if all of its rows were confirmed.
 func (h *history) resolve(o *outbox, ring string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.ring != ring {
+	if o.ring != ring || o.dead != nil {
 		*h = history{most: h.most}
 		return
 	}
@@ -311,9 +311,6 @@ func (w *TypedWriter[C]) Item(ctx context.Context, tableName string, n int, prio
 	}
 	o := w.outbox
 	if o != nil && o.ended() {
-		if err := o.lost(); err != nil {
-			return nil, fmt.Errorf("create an item: %w", err)
-		}
 		if w.history.ring == o.key {
 			w.history = history{most: w.history.most}
 		}

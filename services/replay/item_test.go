@@ -285,3 +285,21 @@ func TestClosedClientEndsItsItems(t *testing.T) {
 	_, err = p.Writer(History(1))
 	require.ErrorIs(t, err, ring.ErrClosed)
 }
+
+// TestRefusedAppendsAreNoHistory appends in the function that writes rows. The rows of the outer
+// call are there once.
+func TestRefusedAppendsAreNoHistory(t *testing.T) {
+	itemsBothWays(t, 100, []*replayv1.TableConfig{Table("t", LIFO())}, func(t *testing.T, p *Typed[pointColumns], node *replayv1raylink.Replay) {
+		ctx, w := t.Context(), itemWriter(t, p, History(5))
+		require.NoError(t, w.Append(ctx, 1, points(0)))
+		require.NoError(t, w.Append(ctx, 1, func(rows *pointColumns) {
+			points(1)(rows)
+			require.ErrorIs(t, w.Append(ctx, 1, points(2)), ring.ErrBatch)
+		}))
+		require.Equal(t, 2, w.EpisodeRows())
+		_, err := w.Item(ctx, "t", 2, 1)
+		require.NoError(t, err)
+		require.NoError(t, w.Flush(ctx))
+		require.Equal(t, []uint64{0, 1}, appendRuns(nil, sampled(t, node, "t").GetRuns()))
+	})
+}

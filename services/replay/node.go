@@ -150,20 +150,12 @@ func (n *node) Read(ctx context.Context, req *replayv1.ReadRequest) (*replayv1.R
 	if !n.isRing(req.GetRingId()) {
 		return &replayv1.ReadResponse{Batch: &replayv1.Batch{}}, nil
 	}
-	var rows uint64
-	for _, r := range req.GetRuns() {
-		rows += uint64(r.GetLength())
-	}
+	rows := uint64(rowsIn(req.GetRuns())) //nolint:gosec // not negative
 	if most := max(1, maxResponse/n.rowSize); rows > most {
 		return nil, connect.Errorf(connect.CodeResourceExhausted,
 			"read %d rows of %d bytes by their numbers: at most %d fit into one response", rows, n.rowSize, most)
 	}
-	sequences := make([]uint64, 0, rows)
-	for _, r := range req.GetRuns() {
-		for i := range uint64(r.GetLength()) {
-			sequences = append(sequences, r.GetFirst()+i)
-		}
-	}
+	sequences := appendRuns(make([]uint64, 0, rows), req.GetRuns())
 	batch, err := n.read(1, func(h *ring.ReadHead, into *ring.Batch) error {
 		_, err := h.At(ctx, sequences, into)
 		return err

@@ -56,28 +56,7 @@ import (
 func Type() runtime.NodeType {
 	return replayv1raylink.ReplayType(
 		func(ctx context.Context, self *runtime.Node, config *replayv1.ReplayConfig) (replayv1raylink.ReplayNode, error) {
-			if config.GetFile() != "" {
-				n, err := openNode(config, self.Ref().NodeRef(), self.Logger())
-				if err != nil {
-					return nil, err
-				}
-				n.log = self.Logger()
-				if err := n.begin(ctx, config.GetRestore()); err != nil {
-					return nil, errors.Join(connectError(err), n.close())
-				}
-				self.OnStop(func(context.Context) error { return n.close() })
-				return n, nil
-			}
-			directory := config.GetDirectory()
-			if directory == "" {
-				directory = self.RunDirectory().Mapped()
-			}
-			if !filepath.IsAbs(directory) {
-				// The creator did not link this package, which makes paths absolute.
-				return nil, connect.Errorf(connect.CodeInvalidArgument,
-					"create replay: directory %q is relative: use an absolute path", directory)
-			}
-			n, err := newNode(directory, self.NID(), config)
+			n, err := createNode(self, config)
 			if err != nil {
 				return nil, err
 			}
@@ -88,6 +67,23 @@ func Type() runtime.NodeType {
 			self.OnStop(func(context.Context) error { return n.close() })
 			return n, nil
 		}).Preparing(makeAbsolute)
+}
+
+// createNode creates a node with the configured file, or with a new one in a directory.
+func createNode(self *runtime.Node, config *replayv1.ReplayConfig) (*node, error) {
+	if config.GetFile() != "" {
+		return openNode(config, self.Ref().NodeRef(), self.Logger())
+	}
+	directory := config.GetDirectory()
+	if directory == "" {
+		directory = self.RunDirectory().Mapped()
+	}
+	if !filepath.IsAbs(directory) {
+		// The creator did not link this package, which makes paths absolute.
+		return nil, connect.Errorf(connect.CodeInvalidArgument,
+			"create replay: directory %q is relative: use an absolute path", directory)
+	}
+	return newNode(directory, self.NID(), config)
 }
 
 // makeAbsolute makes paths absolute in the process that creates the replay. The replay's process

@@ -308,7 +308,7 @@ func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool
 	req := &replayv1.SampleItemsRequest{
 		Table: s.config.Name, Beta: s.options.beta, Caller: s.options.caller,
 		Items: uint32(s.options.batch - b.Len()), Returned: b.returned, //nolint:gosec // at most maxSampledItems
-		Columns: true,
+		Columns: true, RingId: b.ring,
 	}
 	if wait {
 		req.WaitMs, req.Call = math.MaxUint32, newCall()
@@ -330,11 +330,9 @@ func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool
 	if res.GetRingId() != b.ring {
 		b.restart(res.GetRingId()) // also where the replay was restarted meanwhile
 	}
-	items := res.GetItems() // of an older replay
-	if res.GetColumns() != nil {
-		if items, err = sampledItemsIn(res.GetColumns()); err != nil {
-			return false, err
-		}
+	items, err := sampledItemsIn(res.GetColumns())
+	if err != nil {
+		return false, err
 	}
 	if len(items) > int(req.GetItems()) {
 		return false, fmt.Errorf("invalid response from the replay: %w: %d items instead of %d", ring.ErrBatch, len(items), req.GetItems())
@@ -359,11 +357,7 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*
 	}
 	sequences := make([]uint64, 0, length*len(items))
 	for i, it := range items {
-		for _, r := range it.GetRuns() {
-			for k := range uint64(r.GetLength()) {
-				sequences = append(sequences, r.GetFirst()+k)
-			}
-		}
+		sequences = appendRuns(sequences, it.GetRuns())
 		for len(sequences) < length*(i+1) {
 			sequences = append(sequences, ring.NoRow)
 		}

@@ -416,10 +416,8 @@ func (f *feeding) checkItems(items []*replayv1.FeedItem, n int) error {
 		}
 		numbers[it.GetTable()] = number + 1
 		first, length := it.GetFirst(), uint64(it.GetLength())
-		item := table.Item{Priority: it.GetPriority(), Maximum: it.Priority == nil}
-		if len(it.GetRuns()) > 0 {
-			item = itemsOf([]*replayv1.Item{{Runs: it.GetRuns(), Priority: it.Priority}})[0]
-		} else {
+		item := itemOf(it.GetRuns(), it.Priority) //nolint:protogetter // nil if it is not set
+		if len(it.GetRuns()) == 0 {
 			item.Run.Length = it.GetLength()
 		}
 		switch {
@@ -541,9 +539,8 @@ func (f *feeding) queue(ctx context.Context, it *replayv1.FeedItem) {
 		begin := len(rows) - int(w.rows-it.GetFirst()) //nolint:gosec // checkItems has compared them
 		runs = runsOf(rows[begin : begin+int(it.GetLength())])
 	}
-	items := itemsOf([]*replayv1.Item{{Runs: runs, Priority: it.Priority}})
 	q.mu.Lock()
-	q.items = append(q.items, items...)
+	q.items = append(q.items, itemOf(runs, it.Priority)) //nolint:protogetter // nil if it is not set
 	q.mu.Unlock()
 	select {
 	case q.added <- struct{}{}:

@@ -93,10 +93,7 @@ func countRows(runs []*replayv1.Run, most uint64) (uint64, error) {
 
 // lastOfRuns returns the last n numbers of runs.
 func lastOfRuns(runs []*replayv1.Run, n int) []uint64 {
-	var total uint64
-	for _, r := range runs {
-		total += uint64(r.GetLength())
-	}
+	total := uint64(rowsIn(runs))         //nolint:gosec // not negative
 	skip := total - min(total, uint64(n)) //nolint:gosec // not negative
 	sequences := make([]uint64, 0, total-skip)
 	for _, r := range runs {

@@ -99,17 +99,26 @@ func limiterMessage(l table.Limiter) *replayv1.Limiter {
 func itemsOf(messages []*replayv1.Item) []table.Item {
 	items := make([]table.Item, len(messages))
 	for i, m := range messages {
-		items[i] = table.Item{Priority: m.GetPriority(), Maximum: m.Priority == nil}
-		for k, r := range m.GetRuns() {
-			run := table.Run{First: r.GetFirst(), Length: r.GetLength()}
-			if k == 0 {
-				items[i].Run = run
-			} else {
-				items[i].More = append(items[i].More, run)
-			}
-		}
+		items[i] = itemOf(m.GetRuns(), m.Priority)
 	}
 	return items
+}
+
+// itemOf returns an item with these rows. Without a priority it gets the highest of its table.
+func itemOf(runs []*replayv1.Run, priority *float64) table.Item {
+	item := table.Item{Maximum: priority == nil}
+	if priority != nil {
+		item.Priority = *priority
+	}
+	for i, r := range runs {
+		run := table.Run{First: r.GetFirst(), Length: r.GetLength()}
+		if i == 0 {
+			item.Run = run
+		} else {
+			item.More = append(item.More, run)
+		}
+	}
+	return item
 }
 
 func keysOf(numbers []uint64) []table.Key {

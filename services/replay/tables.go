@@ -135,7 +135,7 @@ func (n *node) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest
 	if err != nil {
 		return nil, connectError(err)
 	}
-	if req.GetReturned() > 0 {
+	if req.GetReturned() > 0 && n.isRing(req.GetRingId()) {
 		t.Return(int(req.GetReturned()))
 	}
 	samples := make([]table.Sample, req.GetItems())

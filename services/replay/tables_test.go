@@ -227,3 +227,14 @@ func TestOptionsOfTables(t *testing.T) {
 	_, err = n.tables.find("none")
 	require.ErrorIs(t, err, ErrTable)
 }
+
+// TestSamplesOfARingBeforeAreNotGivenBack gives back samples that another incarnation has drawn.
+func TestSamplesOfARingBeforeAreNotGivenBack(t *testing.T) {
+	n := testNode(t, pointsReplay(20, Table("t")))
+	createItems(t, n, "t", 0)
+	for _, id := range []string{n.ring.ID().String(), "", ring.ID{}.String()} {
+		_, err := n.SampleItems(t.Context(), &replayv1.SampleItemsRequest{Table: "t", Items: 1, Returned: 1, RingId: id})
+		require.NoError(t, err)
+	}
+	require.EqualValues(t, 1, n.tables.byName["t"].Inspect().Counts.Returned, "the first request has nothing to give back, the last another ring")
+}

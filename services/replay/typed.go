@@ -304,6 +304,9 @@ func (w *TypedWriter[C]) Sequences() []uint64 {
 
 // append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
+	if w.write != nil {
+		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
+	}
 	err := w.appendRows(ctx, n, write, wait)
 	if w.history.most > 0 && w.outbox == nil {
 		w.history.add(w.wrote, w.Sequences())
@@ -313,10 +316,7 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 
 func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows *C), wait bool) error {
 	capacity := w.typed.client.layout.Capacity
-	switch {
-	case w.write != nil:
-		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
-	case n < 0 || uint64(n) > capacity:
+	if n < 0 || uint64(n) > capacity {
 		w.last, w.sequences, w.streamed = nil, nil, false
 		return fmt.Errorf("%w: %d rows to append, and the ring has %d", ring.ErrBatch, n, capacity)
 	}

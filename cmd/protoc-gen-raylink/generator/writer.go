@@ -65,7 +65,8 @@ func (w *writer) file(plugin *protogen.Plugin) {
 	}
 	for _, row := range w.rows {
 		for _, column := range row.columns {
-			if enum := column.field.Enum; enum != nil {
+			// The code names the type of a single enum only, and infers that of repeated ones.
+			if enum := column.field.Enum; enum != nil && !column.field.Desc.IsList() {
 				w.messages[cleanImportPath(enum.GoIdent.GoImportPath)] = plugin.FilesByPath[enum.Desc.ParentFile().Path()].GoPackageName
 			}
 		}

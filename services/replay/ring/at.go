@@ -55,6 +55,9 @@ func (h *ReadHead) At(ctx context.Context, sequences []uint64, into *Batch) (los
 			}
 			for i := s.from; i < s.from+s.rows; i++ {
 				if !h.copyNumbered(ctx, sequences[i], into, i) {
+					if err := ctx.Err(); err != nil { // the row may be there
+						return nil, h.truncate(into, i, fmt.Errorf("read %d rows of the ring: after %d: %w", len(sequences), i, err))
+					}
 					h.clearRows(into, i, 1)
 					into.sequences[i] = NoRow
 					lost = append(lost, i)

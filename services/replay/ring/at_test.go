@@ -98,3 +98,43 @@ func TestRowsReadByNumberAreNeverTornNorOthers(t *testing.T) {
 		read, missing = read+3-len(lost), missing+len(lost)
 	}
 }
+
+// endsLater is a context that ends after it was asked once.
+type endsLater struct {
+	context.Context //nolint:containedctx // what it is but for its end
+
+	asked bool
+}
+
+func (c *endsLater) Done() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+func (c *endsLater) Err() error {
+	if c.asked {
+		return context.Canceled
+	}
+	c.asked = true
+	return nil
+}
+
+// TestRowsThatChangeAreNotLostWhenTheContextEnds reads a row that is being changed when the context
+// ends: the row exists.
+func TestRowsThatChangeAreNotLostWhenTheContextEnds(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	write(t, r, 5)
+	h, err := r.Reader()
+	require.NoError(t, err)
+	into, err := NewBatch(r.Layout(), 0)
+	require.NoError(t, err)
+	at := r.wordAt(r.rows, 3)
+	before := at.Swap(uint64(writingWord(3, r.self)))
+	lost, err := h.At(&endsLater{Context: t.Context()}, []uint64{2, 3}, into)
+	require.ErrorIs(t, err, context.Canceled, "lost: %v", lost)
+	at.Store(before)
+	lost, err = h.At(t.Context(), []uint64{2, 3}, into)
+	require.NoError(t, err)
+	require.Empty(t, lost)
+}

@@ -212,12 +212,7 @@ func (h *ReadHead) NewestBefore(ctx context.Context, before uint64, n int, into 
 	if rows == 0 && n > 0 {
 		return h.truncate(into, 0, ErrEmpty)
 	}
-	sequences := into.sequences
-	if err := into.Resize(rows); err != nil {
-		return err
-	}
-	into.sequences = sequences
-	return nil
+	return h.truncate(into, rows, nil)
 }
 
 // prepare sizes a batch for n rows and pins the ring.

@@ -1557,6 +1557,8 @@ type SampleItemsRequest struct {
 	// How many items that the caller sampled before had rows that were overwritten before it could
 	// read them. They are given back to the limiter first.
 	Returned uint32 `protobuf:"varint,6,opt,name=returned,proto3" json:"returned,omitempty"`
+	// The ring of those items, if not empty: those of another ring are not given back.
+	RingId string `protobuf:"bytes,9,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
 	// As in CreateItemsRequest.
 	Call uint64 `protobuf:"fixed64,7,opt,name=call,proto3" json:"call,omitempty"`
 	// Return the items as columns, which cost a fraction of the time.
@@ -1635,6 +1637,13 @@ func (x *SampleItemsRequest) GetReturned() uint32 {
 		return x.Returned
 	}
 	return 0
+}
+
+func (x *SampleItemsRequest) GetRingId() string {
+	if x != nil {
+		return x.RingId
+	}
+	return ""
 }
 
 func (x *SampleItemsRequest) GetCall() uint64 {
@@ -3193,14 +3202,15 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x04call\x18\x06 \x01(\x06R\x04call\"_\n" +
 	"\x13CreateItemsResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\x06R\x04keys\x124\n" +
-	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xcf\x01\n" +
+	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"\xe8\x01\n" +
 	"\x12SampleItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x14\n" +
 	"\x05items\x18\x02 \x01(\rR\x05items\x12\x17\n" +
 	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12\x16\n" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x12\x12\n" +
 	"\x04beta\x18\x05 \x01(\x01R\x04beta\x12\x1a\n" +
-	"\breturned\x18\x06 \x01(\rR\breturned\x12\x12\n" +
+	"\breturned\x18\x06 \x01(\rR\breturned\x12\x17\n" +
+	"\aring_id\x18\t \x01(\tR\x06ringId\x12\x12\n" +
 	"\x04call\x18\a \x01(\x06R\x04call\x12\x18\n" +
 	"\acolumns\x18\b \x01(\bR\acolumns\"\x85\x02\n" +
 	"\vSampledItem\x12\x10\n" +

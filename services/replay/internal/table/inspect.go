@@ -97,8 +97,11 @@ func (t *Table) Inspect() Info {
 		info.SampleNeeds = t.limit.forSamples(1, t.size, t.sampler.any())
 	}
 	for _, q := range []*queue{&t.inserters, &t.samplers} {
+		ahead := 0
 		for e := q.Front(); e != nil; e = e.Next() {
-			info.Blocked = append(info.Blocked, t.blocked(q, e.Value.(*waiter))) //nolint:forcetypeassert // see queue
+			w := e.Value.(*waiter) //nolint:forcetypeassert // see queue
+			info.Blocked = append(info.Blocked, t.blockedBehind(w, ahead))
+			ahead += w.left()
 		}
 	}
 	t.summarize(&info)

@@ -74,6 +74,8 @@ func (l Limiter) problem(c *Config) string {
 		return fmt.Sprintf("the limiter's minimum size is %d: it must be positive", l.MinSize)
 	case l.MinSize > c.MaxItems:
 		return fmt.Sprintf("the limiter would deadlock: it lets samples wait for %d items, and the table has room for %d", l.MinSize, c.MaxItems)
+	case l.Rule != PerInsert && (l.Ratio != 0 || l.Buffer != 0):
+		return fmt.Sprintf("the limiter %v has a ratio of %g and a buffer of %g: only one of samples per insert has them", l, l.Ratio, l.Buffer)
 	case l.once():
 		return l.queueProblem(c)
 	case l.Rule == PerInsert:
@@ -90,6 +92,8 @@ func (l Limiter) queueProblem(c *Config) string {
 	switch {
 	case l.Capacity < 1 || l.Capacity > c.MaxItems:
 		return fmt.Sprintf("the limiter %v needs a capacity from 1 to %d, the table's maximum number of items", l, c.MaxItems)
+	case l.MinSize > l.Capacity:
+		return fmt.Sprintf("the limiter would deadlock: it lets samples wait for %d items, and its capacity is %d", l.MinSize, l.Capacity)
 	case c.Sampler.Kind != want:
 		return fmt.Sprintf("the limiter %v needs the sampler %v, not %v", l, want, c.Sampler)
 	case c.MaxSampled > 1:

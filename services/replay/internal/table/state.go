@@ -1,6 +1,7 @@
 package table
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"math"
@@ -277,11 +278,7 @@ func (t *Table) restore(s *State, index int) error {
 // free slots.
 func (t *Table) enter(keys []Key) {
 	slices.SortFunc(keys, func(a, b Key) int {
-		x, y := t.slots.items.at(a.slot()).number, t.slots.items.at(b.slot()).number
-		if x < y {
-			return -1
-		}
-		return 1
+		return cmp.Compare(t.slots.items.at(a.slot()).number, t.slots.items.at(b.slot()).number)
 	})
 	for _, key := range keys {
 		slot := key.slot()

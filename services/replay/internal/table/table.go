@@ -239,9 +239,6 @@ type SampleOptions struct {
 	// table's items that can be drawn. So it is (min P / P(i))^Beta, which is at most 1 and does
 	// not depend on the rest of the batch. Only a prioritized sampler has weights other than 1.
 	Beta float64
-	// Report, if it is not nil, is called when the sample begins to wait, and then ten times a
-	// second while it does.
-	Report func(Blocked)
 }
 
 // Sample draws len(dst) items, and waits where the limiter requires it. It returns how many it
@@ -262,7 +259,7 @@ func (t *Table) sample(ctx context.Context, w *waiter, options SampleOptions) (i
 		return 0, fmt.Errorf("sample table %q: %w: the exponent of weights is %g: it must be finite and not negative",
 			t.config.Name, ErrArgument, options.Beta)
 	}
-	w.caller, w.beta, w.report = options.Caller, options.Beta, options.Report
+	w.caller, w.beta = options.Caller, options.Beta
 	return t.wait(ctx, &t.samplers, w)
 }
 

@@ -243,7 +243,7 @@ func (t *Table) drawSome(w *waiter, now time.Duration) int {
 	return n
 }
 
-// blocked describes a call that waits.
+// blocked describes a call that waits. It visits those before it.
 func (t *Table) blocked(q *queue, w *waiter) Blocked {
 	ahead := 0
 	for e := q.Front(); e != nil; e = e.Next() {
@@ -253,6 +253,11 @@ func (t *Table) blocked(q *queue, w *waiter) Blocked {
 		}
 		ahead += other.left()
 	}
+	return t.blockedBehind(w, ahead)
+}
+
+// blockedBehind describes a call that waits, if those before it want a number of items.
+func (t *Table) blockedBehind(w *waiter, ahead int) Blocked {
 	now := t.now()
 	b := Blocked{Caller: w.caller, Op: w.op, Done: w.done, Total: w.total, Waited: now - w.since}
 	last := &t.samplers

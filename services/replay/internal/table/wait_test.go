@@ -309,6 +309,12 @@ func TestLimitersThatDeadlockAreRefused(t *testing.T) {
 	}{
 		{Config{MaxItems: 99, Limiter: MinSize(100)}, "the limiter would deadlock: it lets samples wait for 100 items, and the table has room for 99"},
 		{Config{Limiter: SamplesPerInsert(8, 1, 4)}, "a buffer of 4 samples can block an insert and a sample at once; it needs at least 4.5"},
+		{
+			Config{Sampler: Selector{Kind: FIFO}, Limiter: Limiter{Rule: Queue, Capacity: 3, MinSize: 5}},
+			"the limiter would deadlock: it lets samples wait for 5 items, and its capacity is 3",
+		},
+		{Config{Limiter: Limiter{Ratio: math.NaN()}}, "a ratio of NaN and a buffer of 0: only one of samples per insert has them"},
+		{Config{Sampler: Selector{Kind: FIFO}, Limiter: Limiter{Rule: Queue, Capacity: 3, Buffer: 2}}, "only one of samples per insert has them"},
 		{Config{Limiter: SamplesPerInsert(8, 1, 40), MaxSampled: 7}, "the limiter would deadlock: it lets inserts wait for 8 samples each, and an item can be sampled 7 times at most"},
 		{Config{Limiter: SamplesPerInsert(0, 1, 40)}, "samples per insert are 0"},
 		{Config{Limiter: SamplesPerInsert(math.NaN(), 1, 40)}, "samples per insert are NaN"},
