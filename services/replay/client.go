@@ -339,9 +339,9 @@ func gone(err error) bool {
 
 const (
 	// trustedWrites is how many writes of a writer rely on the check that one before them made, if
-	// as many before took less than recheckInterval. Reading the clock costs half as much as the
-	// rest of a write of a small row.
-	trustedWrites = 15
+	// as many before took less than recheckInterval. Reading the clock costs as much as the rest of
+	// a write of a small row.
+	trustedWrites = 63
 	// maxTrusted is the maximum size of such a write in bytes, beyond one row.
 	maxTrusted = 16 << 10
 )
@@ -358,19 +358,34 @@ type trust struct {
 
 // take reports whether a write may rely on an earlier check.
 func (t *trust) take(c *Client) bool {
-	if t.left == 0 || c.mapping.Load() != t.mapping {
+	if c.mapping.Load() != t.mapping || t.left == 0 && !t.extend() {
 		return false
 	}
 	t.left--
 	return true
 }
 
-// renew is called after the node of a ring was found alive.
-func (t *trust) renew(c *Client, r *ring.Ring) {
+// extend is renew where any writer of the client has found the node alive a short time ago.
+func (t *trust) extend() bool {
 	now := sinceStart()
-	t.mapping, t.left = c.mapping.Load(), 0
-	if t.mapping != nil && t.mapping.ring == r && t.checked != 0 && now-t.checked < int64(recheckInterval) {
-		t.left = trustedWrites
+	if t.mapping == nil || now-t.mapping.seen.Load() >= int64(recheckInterval) {
+		return false
+	}
+	t.left = 1
+	if now-t.checked < int64(recheckInterval) {
+		t.left += trustedWrites
 	}
 	t.checked = now
+	return true
+}
+
+// renew is called after the node of a ring was found alive, before a write.
+func (t *trust) renew(c *Client, r *ring.Ring) {
+	t.mapping, t.left = c.mapping.Load(), 0
+	if t.mapping != nil && t.mapping.ring != r {
+		t.mapping = nil
+	}
+	if t.extend() {
+		t.left--
+	}
 }

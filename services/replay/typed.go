@@ -210,11 +210,12 @@ type TypedWriter[C any] struct {
 	// together is the maximum number of rows written in place; trusting that of those that rely on
 	// trust.
 	together, trusting int
-	// fill calls write, which is nil between writes, with n rows.
-	fill  func(columns [][]byte)
-	write func(rows *C)
-	n     int
-	rows  C
+	// writing is set while the function runs that writes rows. fill calls write with n rows.
+	writing bool
+	fill    func(columns [][]byte)
+	write   func(rows *C)
+	n       int
+	rows    C
 	// initialize is set if a column has an initial value.
 	initialize bool
 	// trust lets small writes rely on an earlier check of the node.
@@ -271,8 +272,8 @@ func (t *Typed[C]) Writer(options ...WriterOption) (*TypedWriter[C], error) {
 // meanwhile, Append returns an error within a second.
 //
 // Rows that were written after the death of the node's process are lost, though Append returned no
-// error: those of writes that began within a millisecond of it, and of up to 15 more by a writer
-// whose last 16 writes took less than a millisecond.
+// error: those of writes that began within a millisecond of it, and of up to 63 more by a writer
+// whose last 64 writes took less than a millisecond.
 //
 // While write runs, other writers skip the rows and readers do not see them, so write should not
 // block. It may use the replay, but not this writer.
@@ -304,7 +305,16 @@ func (w *TypedWriter[C]) Sequences() []uint64 {
 
 // append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
-	if w.write != nil {
+	if w.last != nil && n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil {
+		if columns := w.last.Begin(n); columns != nil {
+			err := w.appendReserved(columns, write)
+			if w.history.most > 0 {
+				w.history.add(w.wrote, w.Sequences())
+			}
+			return err
+		}
+	}
+	if w.writing {
 		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
 	}
 	err := w.appendRows(ctx, n, write, wait)
@@ -314,6 +324,24 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 	return err
 }
 
+// appendReserved writes rows in the usual case: those before were written in place, too, and these
+// were reserved and are locked.
+func (w *TypedWriter[C]) appendReserved(columns [][]byte, write func(rows *C)) (err error) {
+	written := false
+	w.writing = true
+	defer func() {
+		var none C
+		w.writing, w.rows = false, none // as in appendRows
+		if e := w.last.End(written); err == nil {
+			err = e
+		}
+	}()
+	w.viewColumns(columns)
+	write(&w.rows)
+	written = true
+	return nil
+}
+
 func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows *C), wait bool) error {
 	capacity := w.typed.client.layout.Capacity
 	if n < 0 || uint64(n) > capacity {
@@ -321,18 +349,13 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 		return fmt.Errorf("%w: %d rows to append, and the ring has %d", ring.ErrBatch, n, capacity)
 	}
 	w.last, w.sequences, w.write, w.n = nil, nil, write, n
-	w.streamed, w.streaming = false, nil
+	w.streamed, w.streaming, w.writing = false, nil, true
 	defer func() {
 		var none C
-		w.write, w.rows = nil, none // so that using the columns later fails, instead of changing another row
+		w.writing, w.write, w.rows = false, nil, none // so that using the columns later fails, instead of changing another row
 	}()
 	if n > w.together {
 		return w.appendLarge(ctx, wait)
-	}
-	if n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil {
-		if err := w.appendInPlace(ctx, n, wait); !gone(err) {
-			return err
-		}
 	}
 	return w.typed.client.with(ctx, func(r *ring.Ring) error {
 		if err := w.leave(ctx, r); err != nil {
@@ -401,11 +424,16 @@ func (w *TypedWriter[C]) bind(r *ring.Ring) error {
 
 // fillColumns lets write fill columns of a ring.
 func (w *TypedWriter[C]) fillColumns(columns [][]byte) {
+	w.viewColumns(columns)
+	w.write(&w.rows)
+}
+
+// viewColumns makes the columns those of the rows, and sets their initial values.
+func (w *TypedWriter[C]) viewColumns(columns [][]byte) {
 	if w.initialize {
 		w.typed.row.Initialize(columns)
 	}
 	w.typed.row.Generated.View(&w.rows, columns) // As has made sure of the columns
-	w.write(&w.rows)
 }
 
 // fillBatch lets write fill the writer's batch.

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -280,54 +280,54 @@ func TestChangesAreNeverTorn(t *testing.T) {
 
 // TestLargeRowsAreNotReadHalfway changes a row of a size that takes a while to copy, until it was
 // read often enough while that happened.
+// changeLargeRow changes the newest row, which has one column, over and over.
+func changeLargeRow(r *Ring, p task) (result, error) {
+	b, err := NewBatch(r.Layout(), p.Batch)
+	if err != nil {
+		return result{}, err
+	}
+	size := len(b.Bytes(0)) / p.Batch
+	for i := range b.Bytes(0) {
+		b.Bytes(0)[i] = byte(i / size)
+	}
+	w, err := r.Writer()
+	report(result{Ready: true})
+	newest := r.counter(counterHead).Load() - 1
+	for i := 0; err == nil; i++ { // it copies nearly all of the time
+		_, err = w.TryChange([]RowChange{{Sequence: newest, Row: i % p.Batch, Columns: []int{0}}}, b)
+	}
+	return result{}, err
+}
+
+// TestLargeRowsAreNotReadHalfway reads a row while the process that changes it is stopped, most
+// often halfway.
 func TestLargeRowsAreNotReadHalfway(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0))))
-	const size = 4 << 20
+	const size, halfway = 4 << 20, 5
 	r := newRing(t, Layout{Capacity: 2, Columns: []Column{{Name: "x", DType: Uint8, Shape: []uint64{size}}}})
 	write(t, r, 2)
-	stop := make(chan struct{})
-	var changer sync.WaitGroup
-	changer.Go(func() {
-		b, err := NewBatch(r.Layout(), 16)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		for i := range b.Bytes(0) {
-			b.Bytes(0)[i] = byte(i / size)
-		}
-		w, err := r.Writer()
-		for i := 0; err == nil; i++ { // it copies nearly all of the time
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			_, err = w.TryChange([]RowChange{{Sequence: 1, Row: i % 16, Columns: []int{0}}}, b)
-		}
-		if !errors.Is(err, ErrChanged) {
-			t.Error(err)
-		}
-	})
-	defer changer.Wait()
-	defer close(stop)
+	changer := start(t, r, task{Name: "change a large row", Batch: 16})
+	require.True(t, changer.next().Ready)
 	h, err := r.Reader()
 	require.NoError(t, err)
 	into, err := NewBatch(r.Layout(), 0)
 	require.NoError(t, err)
-	for read := 0; read < 100; {
+	for began, stopped := time.Now(), 0; stopped < halfway; {
+		require.Less(t, time.Since(began), time.Minute, "the row was being changed in %d of all stops", stopped)
+		require.NoError(t, changer.cmd.Process.Signal(syscall.SIGSTOP))
 		lost, err := h.At(t.Context(), []uint64{1}, into)
 		require.NoError(t, err)
-		if len(lost) > 0 { // the changer was suspended for long
+		require.NoError(t, changer.cmd.Process.Signal(syscall.SIGCONT))
+		if len(lost) > 0 {
+			stopped++
 			continue
 		}
 		x := into.Bytes(0)
-		read++
 		for i := 0; i < size; i += 4096 {
 			require.Equal(t, x[0], x[i], "the row is torn at byte %d", i)
 		}
 		require.Equal(t, x[0], x[size-1])
 	}
+	changer.kill()
 }
 
 // changeSome changes a few random rows.

@@ -93,18 +93,12 @@ func (l Layout) MaxTogether() int {
 // it should not block. It may use the ring: closing the ring meanwhile is safe, and the rows are
 // written still.
 func (p *InPlace) Append(ctx context.Context, n int, write func(columns [][]byte)) error {
-	if p.begin(n) {
-		return p.fill(write)
-	}
 	return p.append(n, write, func(o *obstacle) error { return p.head.wait(ctx, p, o) })
 }
 
 // TryAppend is Append, except that it does not wait: it returns a [NoRoomError] if there is no room
 // for the rows now.
 func (p *InPlace) TryAppend(n int, write func(columns [][]byte)) error {
-	if p.begin(n) {
-		return p.fill(write)
-	}
 	return p.append(n, write, func(o *obstacle) error { return p.head.refused(p, o, 0, nil) })
 }
 
@@ -119,18 +113,36 @@ func (p *InPlace) Sequences() []uint64 {
 	return p.sequences
 }
 
-// begin locks n rows and holds the mapping in the usual case of a head that writes repeatedly: see
-// lockAhead. Otherwise it returns false, and append begins anew.
-func (p *InPlace) begin(n int) bool {
+// Begin begins a write of n rows in the usual case of a head that writes repeatedly: it can write
+// rows that it reserved earlier, and they lie together in the mapping. It returns their columns as
+// [InPlace.Append] does, and the caller calls [InPlace.End] when it has written them. Otherwise
+// Begin returns nil and has done nothing: Append may succeed then, or says why it does not.
+//
+// For a row of 1 KiB, Append takes a tenth longer than these two.
+func (p *InPlace) Begin(n int) [][]byte {
 	if p.seat == nil || p.rows > 0 || n <= 0 || n > p.most || p.enter() != nil {
-		return false
+		return nil
 	}
 	p.rows, p.run, p.sequences = n, positions{}, p.sequences[:0]
-	if !p.head.ring.ended() && p.lockAhead() {
-		return true
+	if p.head.ring.ended() || !p.lockAhead() {
+		p.rows = 0
+		_ = p.leave() // if it fails, so does Append
+		return nil
+	}
+	p.viewMapping()
+	return p.columns
+}
+
+// End ends what Begin has begun. The rows become readable if they were written; otherwise they are
+// lost, because they may have been written in part. It is to be called also where writing panics.
+func (p *InPlace) End(written bool) error {
+	if written {
+		p.finish()
+	} else {
+		p.abandon(true)
 	}
 	p.rows = 0
-	return false // and still holds the mapping, which append holds again
+	return p.leave()
 }
 
 func (p *InPlace) append(n int, write func(columns [][]byte), blocked func(*obstacle) error) error {
@@ -183,18 +195,28 @@ func (p *InPlace) fill(write func(columns [][]byte)) (err error) {
 			p.head.fill(sequence, p.apart, i)
 		}
 	}
-	p.publish()
+	p.finish()
 	written = true
-	p.wrote(uint64(p.rows)) //nolint:gosec // positive
-	if p.ahead.from < p.ahead.to {
-		p.prefetch(p.ahead.slot, uint64(p.rows)) //nolint:gosec // positive
-	}
 	return nil
 }
 
-// prefetch makes the processor load the beginning of rows that are probably written next, while
-// other code runs. Claiming a row waits until the rows written before have reached the cache, so
-// otherwise none of that would overlap with waiting for memory.
+// finish makes the rows readable, and counts them.
+func (p *InPlace) finish() {
+	p.publish()
+	p.wrote(uint64(p.rows)) //nolint:gosec // positive
+}
+
+// prefetchAhead prefetches the rows of the write after the next. Claiming a row waits until the rows
+// written before have reached the cache, so otherwise no other code would overlap with waiting for
+// memory. Those of the next write would come too late: little code runs until it begins.
+func (p *InPlace) prefetchAhead() {
+	rows := uint64(p.rows) //nolint:gosec // positive
+	if slot := p.ahead.slot + rows; slot+rows <= p.head.ring.head.layout.Capacity {
+		p.prefetch(slot, rows)
+	}
+}
+
+// prefetch makes the processor load the beginning of rows, while other code runs.
 func (p *InPlace) prefetch(slot, rows uint64) {
 	r := p.head.ring
 	for i := range r.head.geometry.columns {
@@ -278,6 +300,7 @@ func (p *InPlace) lockAhead() bool {
 	}
 	p.run, p.slot, p.replaced = positions{k.from, k.from + rows}, k.slot, replaced
 	k.advance(r, rows)
+	p.prefetchAhead()
 	return true
 }
 

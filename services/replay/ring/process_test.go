@@ -87,6 +87,8 @@ func runTask(text string) error {
 		"stop mid-change": stopMidChange,
 		"change":          changeRows,
 		"write in place":  writeInPlace,
+
+		"change a large row": changeLargeRow,
 	}
 	id, err := ParseID(p.ID)
 	if err != nil {
