@@ -167,6 +167,7 @@ func openNode(config *replayv1.ReplayConfig, self *nodev1.NodeRef, logger *slog.
 func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.ReplayConfig, self *nodev1.NodeRef, logger *slog.Logger) (*node, error) {
 	var ts *tables
 	var log *saved.Log
+	created := false
 	r, err := ring.TakeOver(path, func(r *ring.Ring) error {
 		if err := compareLayouts(layout, r.Layout()); err != nil {
 			return &FileError{Path: path, Reason: err.Error(), Cause: err}
@@ -188,6 +189,7 @@ func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.Repl
 		if r, err = ring.Create(path, layout); err != nil {
 			return nil, err
 		}
+		created = true
 		if ts, err = newTables(config.GetTables()); err == nil {
 			log, err = newItems(r, ts)
 		}
@@ -221,7 +223,7 @@ func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.Repl
 	}
 	n := &node{
 		ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: ts,
-		file: &openFile{own: own, log: log, logger: logger, path: path + itemsSuffix},
+		file: &openFile{own: own, log: log, logger: logger, path: path + itemsSuffix, created: created},
 	}
 	n.file.start()
 	return n, nil
@@ -446,6 +448,8 @@ type openFile struct {
 	log    *saved.Log
 	logger *slog.Logger
 	path   string
+	// created means that there was no ring before.
+	created bool
 
 	// cancel ends the goroutine that saves.
 	cancel context.CancelFunc

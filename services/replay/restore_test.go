@@ -159,6 +159,7 @@ func TestCopiesEndWithTheirContext(t *testing.T) {
 		ctx := &endsAfter{Context: t.Context()}
 		ctx.left.Store(asked)
 		if _, err = n.checkpoint(ctx, target, silent); err == nil {
+			require.GreaterOrEqual(t, ctx.left.Load(), int64(0), "it goes on though its context has ended")
 			break
 		}
 		ended++
@@ -184,6 +185,7 @@ func TestCopiesEndWithTheirContext(t *testing.T) {
 		ctx := &endsAfter{Context: t.Context()}
 		ctx.left.Store(asked)
 		if _, err = again.restore(ctx, target); err == nil {
+			require.GreaterOrEqual(t, ctx.left.Load(), int64(0), "it goes on though its context has ended")
 			break
 		}
 		ended++

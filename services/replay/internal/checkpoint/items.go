@@ -32,9 +32,11 @@ func appendItems(b []byte, states []table.State, now time.Time) ([]byte, []table
 // parseItems calls each for the items of a chunk, with the age that they have at a time.
 func parseItems(content []byte, now time.Time, each func(*table.State) error) error {
 	p := &parser{b: content}
+	var s table.State // one for all, as a variable of the loop would be allocated each time
 	for range p.number(uint64(len(content) / minItem)) {
-		s, rest, err := saved.ParseItem(p.b, now)
-		if err != nil {
+		var rest []byte
+		var err error
+		if s, rest, err = saved.ParseItem(p.b, now); err != nil {
 			return fmt.Errorf("%w: %w", errItems, err)
 		}
 		if s.Number == 0 {
