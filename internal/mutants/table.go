@@ -17,6 +17,7 @@ func All() []Mutant {
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
 		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(),
+		ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
 	)
 }
 

@@ -1,6 +1,11 @@
 package replay
 
 import (
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -9,6 +14,9 @@ import (
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
 	"github.com/raylink/raylink/runtime/row"
+	"github.com/raylink/raylink/services/internal/mapfile"
+	"github.com/raylink/raylink/services/replay/internal/table"
+	"github.com/raylink/raylink/services/replay/ring"
 )
 
 type blobColumns struct{ Data []uint8 }
@@ -39,4 +47,94 @@ func BenchmarkTypedAppend(b *testing.B) {
 	}
 	require.NoError(b, p.Close())
 	require.NoError(b, n.close())
+}
+
+// copied returns a replay of 64 MiB of rows of 1 KiB, with an item of each.
+func copied(b *testing.B) (*node, *replayv1.ReplayConfig) {
+	b.Helper()
+	config := &replayv1.ReplayConfig{
+		Columns: []*tensorv1.Column{Column[uint8]("data", 1024)}, Capacity: 1 << 16, Tables: []*replayv1.TableConfig{Table("per", Prioritized(1))},
+	}
+	n := emptyNode(b, b.TempDir(), config)
+	n.log = slog.New(slog.DiscardHandler)
+	batch, err := ring.NewBatch(n.ring.Layout(), 1<<10)
+	require.NoError(b, err)
+	for i := range uint64(64) {
+		_, err := n.writer.TryAppend(batch)
+		require.NoError(b, err)
+		for k := range uint64(1 << 10) {
+			item := table.Item{Run: table.Run{First: i<<10 + k, Length: 1}, Priority: 1}
+			_, err := n.tables.byName["per"].TryInsert("", []table.Item{item}, make([]table.Key, 1))
+			require.NoError(b, err)
+		}
+	}
+	return n, config
+}
+
+// BenchmarkCheckpoint writes checkpoints. The other one writes as many bytes to a file, and waits
+// until they are on the disk.
+func BenchmarkCheckpoint(b *testing.B) {
+	n, _ := copied(b)
+	defer func() { require.NoError(b, n.close()) }()
+	directory := b.TempDir()
+	target := filepath.Join(directory, "c")
+	b.Run("checkpoint", func(b *testing.B) {
+		b.SetBytes(64 << 20)
+		b.ReportAllocs()
+		for b.Loop() {
+			_, err := n.checkpoint(b.Context(), target, silent)
+			require.NoError(b, err)
+			require.NoError(b, os.RemoveAll(target))
+		}
+	})
+	b.Run("bare", func(b *testing.B) {
+		block := make([]byte, 4<<20)
+		b.SetBytes(64 << 20)
+		for b.Loop() {
+			f, err := os.Create(target)
+			require.NoError(b, err)
+			for range 16 {
+				_, err := f.Write(block)
+				require.NoError(b, err)
+			}
+			require.NoError(b, errors.Join(f.Sync(), f.Close(), os.Remove(target)))
+		}
+	})
+}
+
+// BenchmarkRestore restores a checkpoint, with the creation of the replay. The other one reads the
+// file of the rows into a ring's file, which it creates.
+func BenchmarkRestore(b *testing.B) {
+	n, config := copied(b)
+	defer func() { require.NoError(b, n.close()) }()
+	target := filepath.Join(b.TempDir(), "c")
+	_, err := n.checkpoint(b.Context(), target, silent)
+	require.NoError(b, err)
+	directory := b.TempDir()
+	b.Run("restore", func(b *testing.B) {
+		b.SetBytes(64 << 20)
+		b.ReportAllocs()
+		for b.Loop() {
+			again := emptyNode(b, directory, config)
+			again.log = n.log
+			_, err := again.restore(b.Context(), target)
+			require.NoError(b, err)
+			require.NoError(b, again.close())
+		}
+	})
+	b.Run("bare", func(b *testing.B) {
+		b.SetBytes(64 << 20)
+		for b.Loop() {
+			again := emptyNode(b, directory, config)
+			rows, err := os.Open(filepath.Join(target, "rows"))
+			require.NoError(b, err)
+			file, size, err := mapfile.Open(again.ring.Path())
+			require.NoError(b, err)
+			mapping, err := mapfile.Map(file, uint64(size), mapfile.ReadWrite) //nolint:gosec // not negative
+			require.NoError(b, err)
+			_, err = io.ReadFull(rows, mapping[size-64<<20:])
+			require.NoError(b, err)
+			require.NoError(b, errors.Join(mapfile.Unmap(mapping), file.Close(), rows.Close(), again.close()))
+		}
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/internal/mapfile"
 	"github.com/raylink/raylink/services/replay/internal/checkpoint"
 	"github.com/raylink/raylink/services/replay/internal/table"
 	"github.com/raylink/raylink/services/replay/ring"
@@ -19,9 +20,12 @@ var (
 	ErrCheckpoint = checkpoint.ErrDamaged
 	// ErrNotEmpty means that the replay that should be restored has had rows or items.
 	ErrNotEmpty = ring.ErrNotEmpty
-	// ErrDirectory means that a checkpoint can't be written to a directory: the directory is not
-	// empty, or the file system is full.
+	// ErrDirectory means that a checkpoint can't be written to a directory, because it is not empty,
+	// or is none.
 	ErrDirectory = checkpoint.ErrDirectory
+	// ErrNoSpace means that a file system has too little space: for a checkpoint, or for the items of
+	// a replay with a file that should be restored. The error says how much is needed and there.
+	ErrNoSpace = mapfile.ErrNoSpace
 )
 
 // Checkpoint makes the replay's node copy its rows and tables to a new directory, while they are
@@ -114,6 +118,8 @@ func checkpointReason(err error) replayv1.Reason {
 		return replayv1.Reason_REASON_NOT_EMPTY
 	case errors.Is(err, ErrDirectory):
 		return replayv1.Reason_REASON_DIRECTORY
+	case errors.Is(err, ErrNoSpace):
+		return replayv1.Reason_REASON_SPACE
 	default:
 		return replayv1.Reason_REASON_UNSPECIFIED
 	}

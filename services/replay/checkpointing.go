@@ -36,7 +36,11 @@ func (n *node) Checkpoint(ctx context.Context, req *replayv1.CheckpointRequest, 
 func (n *node) checkpoint(
 	ctx context.Context, directory string, progress func(*replayv1.CheckpointResponse) error,
 ) (_ *replayv1.CheckpointResponse, err error) {
-	w, err := checkpoint.Create(directory)
+	needed, err := n.checkpointSize()
+	if err != nil {
+		return nil, err
+	}
+	w, err := checkpoint.Create(directory, needed)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +62,7 @@ func (n *node) checkpoint(
 	}
 	done := &replayv1.CheckpointResponse{Rows: manifest.GetRows(), Total: manifest.GetRows(), Done: true, Lost: manifest.GetLost()}
 	for i, t := range manifest.GetTables() {
-		if t.Items, t.LeftOut, t.File, err = w.Filter(i, func(s *table.State) bool { return ctx.Err() == nil && copied.has(s) }); err != nil {
+		if t.Items, t.LeftOut, t.File, err = w.Filter(i, func(s *table.State) (bool, error) { return copied.has(s), ctx.Err() }); err != nil {
 			return nil, err
 		}
 		done.Tables = append(done.Tables, &replayv1.CheckpointedTable{Name: t.GetConfig().GetName(), Items: t.GetItems(), LeftOut: t.GetLeftOut()})
@@ -71,6 +75,19 @@ func (n *node) checkpoint(
 	}
 	done.Bytes = w.Bytes()
 	return done, nil
+}
+
+// itemSize is about what an item has in a checkpoint, in bytes.
+const itemSize = 40
+
+// checkpointSize returns about how large a checkpoint is. While it is written, the items are there
+// twice.
+func (n *node) checkpointSize() (uint64, error) {
+	stats, err := n.ring.Stats()
+	if err != nil {
+		return 0, err
+	}
+	return stats.Readable*n.rowSize + 2*itemSize*uint64(n.tables.sizes()), nil //nolint:gosec // not negative
 }
 
 // copyTable writes all items of a table.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 
 	"github.com/raylink/raylink"
 	"github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1/cartpolev1raylink"
@@ -148,6 +149,83 @@ func ExampleTyped_Sampler() {
 	// 2 3 [1 2 3 1 2 3]
 	// [1 2 3] 1 1
 	// 0 <nil>
+}
+
+// A replay is copied to a directory while it is used, and another one begins with the copy.
+func ExampleClient_Checkpoint() {
+	ctx := context.Background()
+	directory, err := os.MkdirTemp("", "")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(directory) //nolint:errcheck // a temporary directory
+	rt, err := raylink.Start(ctx, raylink.WithData(directory), replay.Type())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer rt.Close() //nolint:errcheck // nothing is left to do with its error
+	config := &replayv1.ReplayConfig{
+		Columns: cartpolev1raylink.TransitionRow.Columns(), Capacity: 1000,
+		Tables: []*replayv1.TableConfig{replay.Table("per", replay.Prioritized(0.6))},
+	}
+	open := func() (*replay.Typed[cartpolev1raylink.TransitionColumns], error) {
+		node, err := replayv1raylink.CreateReplay(ctx, rt, config)
+		if err != nil {
+			return nil, err
+		}
+		return replay.Open(ctx, node, cartpolev1raylink.TransitionRow)
+	}
+	transitions, err := open()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer transitions.Close() //nolint:errcheck // nothing is left to do with its error
+	writer, err := transitions.Writer(replay.History(2))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	err = writer.Append(ctx, 2, func(rows *cartpolev1raylink.TransitionColumns) { copy(rows.Return, []float32{7, 8}) })
+	if err == nil {
+		_, err = writer.Item(ctx, "per", 2, 0.5)
+	}
+	if err := errors.Join(err, writer.Flush(ctx)); err != nil {
+		fmt.Println(err)
+		return
+	}
+	step := filepath.Join(directory, "step-1000")
+	done, err := transitions.Client().Checkpoint(ctx, step, nil)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(done.GetRows(), "rows,", done.GetTables()[0].GetItems(), "item,", done.GetLost(), "lost")
+
+	config.Restore = step // or Client.Restore, before rows are written
+	restored, err := open()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer restored.Close() //nolint:errcheck // nothing is left to do with its error
+	sampler, err := restored.Sampler("per", replay.BatchOf(1))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer sampler.Close() //nolint:errcheck // nothing is left to do with its error
+	batch, err := sampler.Next(ctx)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(batch.Columns.Return, batch.Info[0].Priority)
+	// Output:
+	// 2 rows, 1 item, 0 lost
+	// [7 8] 0.5
 }
 
 // Sequences for a recurrent network: 4 rows each, of which the first 2 only warm up its state, and

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -166,6 +167,7 @@ func openNode(config *replayv1.ReplayConfig, self *nodev1.NodeRef, logger *slog.
 func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.ReplayConfig, self *nodev1.NodeRef, logger *slog.Logger) (*node, error) {
 	var ts *tables
 	var log *saved.Log
+	created := false
 	r, err := ring.TakeOver(path, func(r *ring.Ring) error {
 		if err := compareLayouts(layout, r.Layout()); err != nil {
 			return &FileError{Path: path, Reason: err.Error(), Cause: err}
@@ -187,6 +189,7 @@ func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.Repl
 		if r, err = ring.Create(path, layout); err != nil {
 			return nil, err
 		}
+		created = true
 		if ts, err = newTables(config.GetTables()); err == nil {
 			log, err = newItems(r, ts)
 		}
@@ -220,7 +223,7 @@ func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.Repl
 	}
 	n := &node{
 		ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: ts,
-		file: &openFile{own: own, log: log, logger: logger, path: path + itemsSuffix},
+		file: &openFile{own: own, log: log, logger: logger, path: path + itemsSuffix, created: created},
 	}
 	n.file.start()
 	return n, nil
@@ -272,6 +275,15 @@ func (ts *tables) sources() []saved.Source {
 	return sources
 }
 
+// inOrder are the tables in the order of the configuration.
+func (ts *tables) inOrder() []*table.Table {
+	list := make([]*table.Table, len(ts.names))
+	for i, name := range ts.names {
+		list[i] = ts.byName[name]
+	}
+	return list
+}
+
 func (ts *tables) sizes() int {
 	n := 0
 	for _, t := range ts.byName {
@@ -295,8 +307,19 @@ func restoreTables(r *ring.Ring, configs []*replayv1.TableConfig, logger *slog.L
 	if err != nil {
 		return nil, nil, err
 	}
-	content, err := readItems(path, r.ID())
+	loading, err := r.Loading()
+	if err != nil {
+		return nil, nil, err
+	}
+	var content *saved.Content
+	if !loading {
+		content, err = readItems(path, r.ID())
+	}
 	switch {
+	case loading:
+		// The file may have the items of a checkpoint, whose rows are not complete.
+		logger.Warn("the process of the replay was killed while it restored a checkpoint: the replay is empty, as it was before", "file", r.Path())
+		content = &saved.Content{}
 	case errors.Is(err, fs.ErrNotExist) && mark == 0:
 		// No table has had an item. The ring's creator was killed before it made the file, or had
 		// no tables.
@@ -425,10 +448,15 @@ type openFile struct {
 	log    *saved.Log
 	logger *slog.Logger
 	path   string
+	// created means that there was no ring before.
+	created bool
 
 	// cancel ends the goroutine that saves.
 	cancel context.CancelFunc
 	saver  sync.WaitGroup
+	// using is held while log is used, until it is closed.
+	using  sync.Mutex
+	closed bool
 
 	// mu guards the fields below.
 	mu sync.Mutex
@@ -457,6 +485,8 @@ func (f *openFile) start() {
 
 // save saves what has changed. An error is logged once, until saving succeeds again.
 func (f *openFile) save() {
+	f.using.Lock()
+	defer f.using.Unlock()
 	begin := time.Now()
 	err := f.log.Save()
 	f.mu.Lock()
@@ -487,7 +517,50 @@ func (f *openFile) status() *replayv1.FileStatus {
 func (f *openFile) close() error {
 	f.cancel()
 	f.saver.Wait()
+	f.using.Lock()
+	defer f.using.Unlock()
+	f.closed = true
 	return errors.Join(f.log.Save(), f.log.Close())
+}
+
+// adopt writes a file with the items of the copies before the tables adopt them, so that a lack of
+// space changes nothing. It replaces the file that there is while no call can use the tables, just
+// before rows become readable by commit. If the process is killed in between, the ring says that it
+// is being filled, and the file's items do not count.
+func (f *openFile) adopt(ts *tables, adopted, copies []*table.Table, commit func() error) error {
+	f.using.Lock()
+	defer f.using.Unlock()
+	if f.closed {
+		return ring.ErrEnded
+	}
+	all := ts.inOrder()
+	for i, t := range adopted {
+		all[slices.Index(all, t)] = copies[i]
+	}
+	replacement, err := f.log.Prepare(all)
+	if err != nil {
+		return err //nolint:wrapcheck // complete
+	}
+	replaced := false
+	err = table.Adopt(adopted, copies, func() error {
+		if err := replacement.Commit(); err != nil {
+			return err //nolint:wrapcheck // complete
+		}
+		replaced = true
+		return commit()
+	})
+	if err == nil {
+		return nil
+	}
+	if err = errors.Join(err, replacement.Abort()); replaced {
+		// The rows did not become readable, so the items must go, too.
+		if replacement, again := f.log.Prepare(ts.inOrder()); again != nil {
+			err = errors.Join(err, again)
+		} else {
+			err = errors.Join(err, replacement.Commit())
+		}
+	}
+	return err //nolint:wrapcheck // complete
 }
 
 // nodeFile is the file with the lock and the reference of a node: a CRC-32C and a length, uint32

@@ -174,6 +174,8 @@ func reasonError(reason replayv1.Reason) error {
 		return ErrNotEmpty
 	case replayv1.Reason_REASON_DIRECTORY:
 		return ErrDirectory
+	case replayv1.Reason_REASON_SPACE:
+		return ErrNoSpace
 	case replayv1.Reason_REASON_CHANGED:
 		return ring.ErrChanged
 	case replayv1.Reason_REASON_KEY:

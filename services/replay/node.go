@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +53,15 @@ func (n *node) close() error {
 		return errors.Join(n.file.close(), n.ring.End(), n.ring.Close(), n.file.own.close())
 	}
 	return errors.Join(n.ring.End(), n.ring.Remove(), n.ring.Close())
+}
+
+// discard closes a node that was not served. If it has created a file, nothing of that is left.
+func (n *node) discard() error {
+	if n.file == nil || !n.file.created {
+		return n.close()
+	}
+	// As long as the node has the lock, no other one opens them.
+	return errors.Join(n.ring.Remove(), os.Remove(n.file.path), os.Remove(n.file.own.file.Name()), n.close())
 }
 
 // Describe returns the columns of a row and the place of the ring.

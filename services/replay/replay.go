@@ -62,7 +62,7 @@ func Type() runtime.NodeType {
 			}
 			n.log = self.Logger()
 			if err := n.begin(ctx, config.GetRestore()); err != nil {
-				return nil, errors.Join(connectError(err), n.close())
+				return nil, errors.Join(connectError(err), n.discard())
 			}
 			self.OnStop(func(context.Context) error { return n.close() })
 			return n, nil

@@ -89,7 +89,7 @@ func (n *node) restore(ctx context.Context, directory string) (_ *replayv1.Resto
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("restore the checkpoint %s: %w", directory, err)
 	}
-	if err := table.Adopt(tables, copies, loader.Commit); err != nil {
+	if err := n.adopt(tables, copies, loader.Commit); err != nil {
 		return nil, fmt.Errorf("restore the checkpoint %s: %w", directory, err)
 	}
 	n.restored.Store(restored)
@@ -98,6 +98,14 @@ func (n *node) restore(ctx context.Context, directory string) (_ *replayv1.Resto
 		n.log.Warn("the replay differs from its checkpoint", slog.String("checkpoint", directory), slog.String("difference", d))
 	}
 	return restored, nil
+}
+
+// adopt gives the tables the items of the copies, and calls commit meanwhile: see [table.Adopt].
+func (n *node) adopt(tables, copies []*table.Table, commit func() error) error {
+	if n.file != nil {
+		return n.file.adopt(n.tables, tables, copies, commit)
+	}
+	return table.Adopt(tables, copies, commit) //nolint:wrapcheck // complete
 }
 
 // vacant returns [ErrNotEmpty] if there were rows or items.

@@ -59,44 +59,16 @@ func reserve(file *os.File, path string, offset, size uint64) error {
 // reserveError adds the cause of a lack of space, where it is known.
 func reserveError(err error, path string, size uint64) error {
 	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
+	case lacksSpace(err):
+		return fmt.Errorf("reserve its space: %w", WithSpace(err, path, size))
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("reserve %d bytes: the file system does not support fallocate: use a directory on another one: %w", size, err)
 	default:
 		return fmt.Errorf("reserve %d bytes: %w", size, err)
 	}
-	var fs unix.Statfs_t
-	if statErr := unix.Statfs(parent(path), &fs); statErr != nil {
-		return fmt.Errorf("reserve %d bytes: %w", size, err)
-	}
-	block := uint64(fs.Bsize) //nolint:gosec // positive
-	total := fs.Blocks * block
-	text := spaceHint(path, fs.Type == unix.TMPFS_MAGIC, total)
-	return fmt.Errorf("reserve %d bytes: %s, of which %d are available: %w", size, text, fs.Bavail*block, err)
 }
 
-// spaceHint describes the file system that lacks space.
-func spaceHint(path string, tmpfs bool, total uint64) string {
-	const containerDefault = 64 << 20
-	switch {
-	case tmpfs && strings.HasPrefix(path, "/dev/shm/") && total == containerDefault:
-		return "the file system has the 64 MiB that a container gets for /dev/shm by default (more by docker run " +
-			"--shm-size=..., or by a memory-backed volume on Kubernetes)"
-	case tmpfs:
-		return fmt.Sprintf("the tmpfs of %d bytes at %s", total, parent(path))
-	default:
-		return fmt.Sprintf("the file system of %d bytes at %s", total, parent(path))
-	}
-}
-
-func parent(path string) string {
-	if i := strings.LastIndexByte(path, '/'); i > 0 {
-		return path[:i]
-	} else if i == 0 {
-		return "/"
-	}
-	return "."
-}
+func isTmpfs(fs *unix.Statfs_t) bool { return fs.Type == unix.TMPFS_MAGIC }
 
 // Open opens a file for reading and writing, and returns its size. It returns [ErrForeign] if
 // others than its user can access the file.
@@ -175,7 +147,7 @@ func MapPopulated(file *os.File, size uint64, access Access) ([]byte, error) {
 // InMemory reports whether a file is on a tmpfs.
 func InMemory(file *os.File) bool {
 	var fs unix.Statfs_t
-	return unix.Fstatfs(int(file.Fd()), &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+	return unix.Fstatfs(int(file.Fd()), &fs) == nil && isTmpfs(&fs)
 }
 
 // hugePage is the size of the processor's large pages: 2 MiB on amd64, and on arm64 with pages of

@@ -10,9 +10,9 @@ import (
 )
 
 func TestSpaceHintNamesSmallSharedMemory(t *testing.T) {
-	require.Contains(t, spaceHint("/dev/shm/ring", true, 64<<20), "--shm-size")
-	require.NotContains(t, spaceHint("/dev/shm/ring", true, 65<<20), "--shm-size")
-	require.Contains(t, spaceHint("/data/rings/a", false, 64<<20), "/data/rings")
+	require.Contains(t, spaceHint("/dev/shm/ring", "/dev/shm", true, 64<<20), "--shm-size")
+	require.NotContains(t, spaceHint("/dev/shm/ring", "/dev/shm", true, 65<<20), "--shm-size")
+	require.Contains(t, spaceHint("/data/rings/a", "/data/rings", false, 64<<20), "/data/rings")
 }
 
 // Collapsing changes neither the content of a file, nor what a mapping of it shows.

@@ -5,7 +5,11 @@ package mapfile
 import (
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+func isTmpfs(*unix.Statfs_t) bool { return false }
 
 // Create returns [ErrUnsupported].
 func Create(string, uint64) (*os.File, error) { return nil, ErrUnsupported }

@@ -3,7 +3,6 @@ package archive
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -11,20 +10,18 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
-// environment variables that make this test binary one of the tests' processes.
-const (
-	writerVariable = "ARCHIVE_TEST_WRITER"
-	diskVariable   = "ARCHIVE_TEST_DISK"
-)
+// writerVariable is the environment variable that makes this test binary a writer.
+const writerVariable = "ARCHIVE_TEST_WRITER"
 
 func TestMain(m *testing.M) {
 	if directory := os.Getenv(writerVariable); directory != "" {
@@ -99,12 +96,11 @@ func TestKilledWriterLeavesTheOldOrTheNewVersion(t *testing.T) {
 
 // TestFullDiskLeavesTheStateAsBefore runs in a process with a small file system of its own.
 func TestFullDiskLeavesTheStateAsBefore(t *testing.T) {
-	if os.Getenv(diskVariable) == "" {
-		inSmallFileSystem(t)
+	if !proctest.WithOwnMounts(t) {
 		return
 	}
 	disk := t.TempDir()
-	mount(t, disk, 1<<20)
+	proctest.Mount(t, disk, 1<<20)
 	directory := filepath.Join(disk, "archive")
 	small, large := tensorContent(t, 400_000, 1), tensorContent(t, 800_000, 2)
 	save(t, directory, "a/b", 1, small)
@@ -134,23 +130,4 @@ func TestFullDiskLeavesTheStateAsBefore(t *testing.T) {
 	save(t, directory, "a/b", 3, small)
 	requireSaved(t, directory, "a/b", 3, small)
 	assert.Equal(t, before, files(t, directory))
-}
-
-// inSmallFileSystem runs the calling test again in a process with mounts of its own.
-func inSmallFileSystem(t *testing.T) {
-	t.Helper()
-	again := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
-	again.Env = append(os.Environ(), diskVariable+"=1")
-	if !isolate(again) {
-		t.Skip("skipped: it needs Linux")
-	}
-	out, err := again.CombinedOutput()
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EINVAL) {
-		t.Skipf("skipped: this system allows no user namespaces: %v", err)
-	}
-	require.NoError(t, err, string(out))
-	if strings.Contains(string(out), "--- SKIP") {
-		t.Skip("skipped: " + string(out))
-	}
-	require.Contains(t, string(out), "--- PASS: "+t.Name())
 }

@@ -1,47 +1,28 @@
 package store
 
 import (
-	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	"github.com/raylink/raylink/internal/proctest"
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
-// diskVariable is set in the process that has the small file system.
-const diskVariable = "STORE_TEST_DISK"
-
 // TestFullDisk runs itself in a process that has a file system of its own, of 2 MiB.
 func TestFullDisk(t *testing.T) {
-	if os.Getenv(diskVariable) != "" {
-		directory := t.TempDir()
-		require.NoError(t, unix.Mount("none", directory, "tmpfs", 0, "size=2m"))
-		fillDisk(t, directory)
-		require.NoError(t, unix.Unmount(directory, unix.MNT_DETACH))
+	newStore(t, Options{}) // skips the test where stores are unsupported
+	if !proctest.WithOwnMounts(t) {
 		return
 	}
-	newStore(t, Options{}) // skips the test where stores are unsupported
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
-	cmd.Env = append(os.Environ(), diskVariable+"=small")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		t.Skip("the machine does not allow user namespaces: ", err)
-	}
-	require.NoError(t, err, string(out))
-	require.Contains(t, string(out), "--- PASS: TestFullDisk")
+	directory := t.TempDir()
+	proctest.Mount(t, directory, 2<<20)
+	fillDisk(t, directory)
 }
 
 func fillDisk(t *testing.T, directory string) {

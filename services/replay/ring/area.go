@@ -282,8 +282,12 @@ func (r *Ring) releaseEntry(i int, mine areaMark) {
 	r.areaOwner(i).CompareAndSwap(uint64(mine), 0)
 }
 
-// reclaim frees the entry of a dead participant, unless another participant did so first.
+// reclaim frees the entry of a dead participant, unless another participant did so first. That of a
+// [Loader] is left to the node that takes over the ring: until then, no row may be written.
 func (r *Ring) reclaim(i int, seen areaMark) {
+	if r.loading().of(seen) {
+		return
+	}
 	mine := newAreaMark(r.counter(counterStamp).Add(1), r.self)
 	if r.areaOwner(i).CompareAndSwap(uint64(seen), uint64(mine)) {
 		r.releaseEntry(i, mine)

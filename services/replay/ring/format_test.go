@@ -256,6 +256,7 @@ func TestFileIsWhatItsPageSays(t *testing.T) {
 	require.NoError(t, r.RaiseMark(77))
 	f = parseByPage(t, r.Path())
 	require.Equal(t, []uint64{77, 0}, []uint64{f.counter("mark"), f.counter("takeovers")})
+	require.Equal(t, []uint64{0, 0}, []uint64{f.counter("loading"), f.counter("given up")})
 	entry := func(heading, name string) uint64 {
 		return number(t, f.page.table(t, heading, "offset", "type", "field"), 2, name, 0)
 	}

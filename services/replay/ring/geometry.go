@@ -52,6 +52,10 @@ const (
 	counterMark
 	// counterTakeovers is how often the ring was taken over.
 	counterTakeovers
+	// counterLoading says that the ring is being filled: see loading.
+	counterLoading
+	// counterGivenUp is how often a takeover gave up what a killed Loader had loaded.
+	counterGivenUp
 	counters
 )
 

@@ -31,7 +31,8 @@ func (*InUseError) Is(target error) bool { return target == ErrInUse }
 //
 // prepare is called with the ring once no other process can take it over. If it returns an error,
 // TakeOver returns that. Until prepare has returned, nothing of the file is changed. Then the areas
-// of the creator before are released, and the rows that it was writing are given up.
+// of the creator before are released, and the rows that it was writing are given up. A ring that it
+// was filling is empty: see [Ring.Loading].
 //
 // The error is [ErrFormat] if the file is not a complete ring, [ErrOtherMachine] if the machine was
 // booted since it was created, [ErrForeign] if others than its user can access the file, or an
@@ -66,6 +67,9 @@ func (r *Ring) takeOver(size int64, prepare func(*Ring) error) error {
 		return err
 	}
 	if err := r.claimIndex(ownerIndex); err != nil {
+		return err
+	}
+	if err := r.endLoading(); err != nil {
 		return err
 	}
 	r.counter(counterTakeovers).Add(1)

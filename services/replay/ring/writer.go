@@ -433,6 +433,9 @@ func (a *allocator) reserve(wanted uint64) bool {
 		}
 		if blocked > 0 {
 			a.obstacle.costly = true
+			if r.loading() != 0 {
+				return false // the numbers are the loader's
+			}
 			if position.CompareAndSwap(head, head+blocked) && !a.skip(blocked) {
 				return false
 			}

@@ -168,6 +168,8 @@ const (
 	Reason_REASON_NOT_EMPTY Reason = 21
 	// A checkpoint can't be written to the directory.
 	Reason_REASON_DIRECTORY Reason = 22
+	// A file system has too little space.
+	Reason_REASON_SPACE Reason = 23
 	// A row was changed as often as possible.
 	Reason_REASON_CHANGED Reason = 11
 	// There is no item with such a key.
@@ -190,6 +192,7 @@ var (
 		20: "REASON_CHECKPOINT",
 		21: "REASON_NOT_EMPTY",
 		22: "REASON_DIRECTORY",
+		23: "REASON_SPACE",
 		11: "REASON_CHANGED",
 		10: "REASON_KEY",
 	}
@@ -207,6 +210,7 @@ var (
 		"REASON_CHECKPOINT":  20,
 		"REASON_NOT_EMPTY":   21,
 		"REASON_DIRECTORY":   22,
+		"REASON_SPACE":       23,
 		"REASON_CHANGED":     11,
 		"REASON_KEY":         10,
 	}
@@ -3352,7 +3356,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x18LIMITER_RULE_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fLIMITER_RULE_SAMPLES_PER_INSERT\x10\x01\x12\x16\n" +
 	"\x12LIMITER_RULE_QUEUE\x10\x02\x12\x16\n" +
-	"\x12LIMITER_RULE_STACK\x10\x03*\xb2\x02\n" +
+	"\x12LIMITER_RULE_STACK\x10\x03*\xc4\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_BATCH\x10\x01\x12\x11\n" +
@@ -3366,7 +3370,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0fREASON_ARGUMENT\x10\t\x12\x15\n" +
 	"\x11REASON_CHECKPOINT\x10\x14\x12\x14\n" +
 	"\x10REASON_NOT_EMPTY\x10\x15\x12\x14\n" +
-	"\x10REASON_DIRECTORY\x10\x16\x12\x12\n" +
+	"\x10REASON_DIRECTORY\x10\x16\x12\x10\n" +
+	"\fREASON_SPACE\x10\x17\x12\x12\n" +
 	"\x0eREASON_CHANGED\x10\v\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +

@@ -16,21 +16,27 @@ const minItem = 5 + 8 + 1 + 8 + 1
 var errItems = errors.New("invalid encoding of items")
 
 // appendItems appends the content of a chunk: the number of items, as a varint, and the items, as
-// they are at a time.
-func appendItems(b []byte, states []table.State, now time.Time) []byte {
-	b = binary.AppendUvarint(b, uint64(len(states)))
-	for i := range states {
-		b = saved.AppendItem(b, &states[i], now)
+// they are at a time. It returns the items for which there is no room.
+func appendItems(b []byte, states []table.State, now time.Time) ([]byte, []table.State) {
+	const length = 2 // of the number as a varint, which may have leading zeros
+	begin, n := len(b), 0
+	b = append(b, 0, 0)
+	for n < len(states) && len(b)-begin < itemBytes {
+		b = saved.AppendItem(b, &states[n], now)
+		n++
 	}
-	return b
+	b[begin], b[begin+1] = byte(n)|0x80, byte(n>>7) //nolint:gosec // at most itemsPerChunk, which has 13 bits
+	return b, states[n:]
 }
 
 // parseItems calls each for the items of a chunk, with the age that they have at a time.
 func parseItems(content []byte, now time.Time, each func(*table.State) error) error {
 	p := &parser{b: content}
+	var s table.State // one for all, as a variable of the loop would be allocated each time
 	for range p.number(uint64(len(content) / minItem)) {
-		s, rest, err := saved.ParseItem(p.b, now)
-		if err != nil {
+		var rest []byte
+		var err error
+		if s, rest, err = saved.ParseItem(p.b, now); err != nil {
 			return fmt.Errorf("%w: %w", errItems, err)
 		}
 		if s.Number == 0 {

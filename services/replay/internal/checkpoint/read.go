@@ -158,10 +158,11 @@ func (r *Reader) Manifest() *replayv1.CheckpointManifest { return r.manifest }
 // Close closes the checkpoint.
 func (r *Reader) Close() error { return r.root.Close() }
 
-// Rows calls each for all rows, in increasing order of their sequence numbers, in batches. A batch
-// is valid until each returns. Once Rows has returned without an error, the whole file was as it
-// was written.
-func (r *Reader) Rows(ctx context.Context, layout ring.Layout, each func(*ring.Batch) error) error {
+// Rows calls each for all rows, in increasing order of their sequence numbers, in batches: numbers
+// and columns, which lie anywhere in memory, and are valid until each returns. Once Rows has
+// returned without an error, the whole file was as it was written. It takes the memory of a chunk,
+// whatever the file has.
+func (r *Reader) Rows(ctx context.Context, layout ring.Layout, each func(sequences []uint64, columns [][]byte) error) error {
 	err := r.read(r.manifest.GetFile(), rowsMagic, func(c *chunks) error {
 		return c.rows(ctx, layout, r.manifest, each)
 	})
@@ -284,7 +285,7 @@ func (c *chunks) next(most uint64) ([]byte, error) {
 // items reads all items.
 func (c *chunks) items(now time.Time, each func(*table.State) error) error {
 	for {
-		content, err := c.next(math.MaxInt)
+		content, err := c.next(maxItemBytes)
 		if err != nil || content == nil {
 			return err
 		}
@@ -297,8 +298,12 @@ func (c *chunks) items(now time.Time, each func(*table.State) error) error {
 }
 
 // rows reads all rows.
-func (c *chunks) rows(ctx context.Context, layout ring.Layout, manifest *replayv1.CheckpointManifest, each func(*ring.Batch) error) error {
+func (c *chunks) rows(
+	ctx context.Context, layout ring.Layout, manifest *replayv1.CheckpointManifest, each func(sequences []uint64, columns [][]byte) error,
+) error {
 	perChunk, size := RowsPerChunk(layout), rowSize(layout)
+	var sequences []uint64
+	var columns [][]byte
 	const mostPerRun = 2 * binary.MaxVarintLen64
 	rows, next := uint64(0), uint64(0)
 	for {
@@ -312,8 +317,7 @@ func (c *chunks) rows(ctx context.Context, layout ring.Layout, manifest *replayv
 		if content == nil {
 			break
 		}
-		sequences, columns, err := parseRows(content, layout, perChunk)
-		if err != nil {
+		if sequences, columns, err = parseRows(content, layout, perChunk, sequences[:0], columns[:0]); err != nil {
 			return c.damaged("%v", err)
 		}
 		if sequences[0] < next || sequences[len(sequences)-1] >= manifest.GetNext() {
@@ -321,11 +325,7 @@ func (c *chunks) rows(ctx context.Context, layout ring.Layout, manifest *replayv
 		}
 		next = sequences[len(sequences)-1] + 1
 		rows += uint64(len(sequences))
-		batch, err := ring.BatchOf(layout, uint64(len(sequences)), columns, sequences)
-		if err != nil {
-			return c.damaged("%v", err)
-		}
-		if err := each(batch); err != nil {
+		if err := each(sequences, columns); err != nil {
 			return err
 		}
 	}
@@ -337,9 +337,9 @@ func (c *chunks) rows(ctx context.Context, layout ring.Layout, manifest *replayv
 
 var errRows = errors.New("invalid encoding of rows")
 
-// parseRows returns the sequence numbers, at least one and at most a number of them, and the
-// columns of a chunk.
-func parseRows(content []byte, layout ring.Layout, most uint64) (sequences []uint64, columns [][]byte, err error) {
+// parseRows appends the sequence numbers, at least one and at most a number of them, and the columns
+// of a chunk.
+func parseRows(content []byte, layout ring.Layout, most uint64, sequences []uint64, columns [][]byte) ([]uint64, [][]byte, error) {
 	p := &parser{b: content}
 	end := uint64(0)
 	for range p.number(most) {

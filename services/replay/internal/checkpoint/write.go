@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/services/internal/mapfile"
 	"github.com/raylink/raylink/services/replay/internal/table"
 	"github.com/raylink/raylink/services/replay/ring"
 )
@@ -34,21 +35,22 @@ type Writer struct {
 	items []byte
 	// now is the time for which the ages of items are given.
 	now time.Time
-	// bytes are those of all files so far.
-	bytes uint64
+	// bytes are those of all files so far, needed about those of the whole checkpoint.
+	bytes, needed uint64
 }
 
-// Create begins a checkpoint. The error is [ErrDirectory] unless the target is an absolute path
-// that does not exist or is an empty directory.
-func Create(target string) (*Writer, error) {
-	w, err := create(target)
+// Create begins a checkpoint that needs about a number of bytes. The error is [ErrDirectory] unless
+// the target is an absolute path that does not exist or is an empty directory, and
+// a [mapfile.SpaceError] if the file system has less space, here or later.
+func Create(target string, needed uint64) (*Writer, error) {
+	w, err := create(target, needed)
 	if err != nil {
-		return nil, fmt.Errorf("write a checkpoint to %s: %w", target, withRoom(err, target))
+		return nil, fmt.Errorf("write a checkpoint to %s: %w", target, mapfile.WithSpace(err, target, needed))
 	}
 	return w, nil
 }
 
-func create(target string) (_ *Writer, err error) {
+func create(target string, needed uint64) (_ *Writer, err error) {
 	if !filepath.IsAbs(target) {
 		return nil, fmt.Errorf("%w: the path is relative, and would be so to the working directory of the replay's process: use an absolute path", ErrDirectory)
 	}
@@ -56,7 +58,11 @@ func create(target string) (_ *Writer, err error) {
 	if err := free(target); err != nil {
 		return nil, err
 	}
-	w := &Writer{target: target, part: filepath.Join(filepath.Dir(target), "."+filepath.Base(target)+".part")}
+	// Otherwise it would fill the file system first, which may be that of others too.
+	if err := mapfile.CheckSpace(target, needed); err != nil {
+		return nil, err
+	}
+	w := &Writer{target: target, part: filepath.Join(filepath.Dir(target), "."+filepath.Base(target)+".part"), needed: needed}
 	defer func() {
 		if err != nil {
 			w.removeParents()
@@ -239,7 +245,7 @@ func encodeRuns(sequences []uint64) []byte {
 func (w *Writer) Items(index int, next func(states []table.State) (int, error)) error {
 	f, err := w.create(tableName(index)+unfiltered, itemsMagic)
 	if err != nil {
-		return err
+		return fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
 	}
 	states := make([]table.State, itemsPerChunk)
 	for n := len(states); n == len(states) && err == nil; {
@@ -253,16 +259,23 @@ func (w *Writer) Items(index int, next func(states []table.State) (int, error)) 
 }
 
 func (w *Writer) writeItems(f *file, states []table.State) error {
-	if len(states) == 0 {
-		return nil
+	for len(states) > 0 {
+		w.items, states = appendItems(w.items[:0], states, w.now)
+		if err := w.chunk(f, w.items); err != nil {
+			return err
+		}
 	}
-	w.items = appendItems(w.items[:0], states, w.now)
-	return w.chunk(f, w.items)
+	return nil
 }
 
 // Filter completes a table's file: it keeps the items that have their rows, and returns how many
-// there are and how many not.
-func (w *Writer) Filter(index int, has func(*table.State) bool) (kept, left uint64, described *replayv1.CheckpointFile, err error) {
+// there are and how many not. An error of has ends it.
+func (w *Writer) Filter(index int, has func(*table.State) (bool, error)) (kept, left uint64, described *replayv1.CheckpointFile, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
+		}
+	}()
 	all := filepath.Join(w.part, tableName(index)+unfiltered)
 	from, err := os.Open(all)
 	if err != nil {
@@ -280,7 +293,10 @@ func (w *Writer) Filter(index int, has func(*table.State) bool) (kept, left uint
 	r := &chunks{name: tableName(index), from: bufio.NewReader(from), left: uint64(info.Size())} //nolint:gosec // not negative
 	var some []table.State
 	err = r.items(w.now, func(s *table.State) error {
-		if !has(s) {
+		switch ok, err := has(s); {
+		case err != nil:
+			return err
+		case !ok:
 			left++
 			return nil
 		}
@@ -310,7 +326,7 @@ func tableName(index int) string { return tablePrefix + strconv.Itoa(index) }
 // EndRows completes the file of rows.
 func (w *Writer) EndRows() (*replayv1.CheckpointFile, error) {
 	if err := w.rows.end(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
 	}
 	return w.rows.describe(), nil
 }
@@ -320,7 +336,7 @@ func (w *Writer) EndRows() (*replayv1.CheckpointFile, error) {
 func (w *Writer) Commit(manifest *replayv1.CheckpointManifest) error {
 	err := w.commit(manifest)
 	if err != nil {
-		err = errors.Join(withRoom(err, w.target), w.Abort())
+		err = errors.Join(mapfile.WithSpace(err, w.target, w.needed), w.Abort())
 		return fmt.Errorf("write a checkpoint to %s: %w", w.target, err)
 	}
 	return nil
@@ -419,7 +435,7 @@ func (w *Writer) chunk(f *file, parts ...[]byte) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("write a checkpoint to %s: %w", w.target, withRoom(err, w.target))
+		return fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
 	}
 	w.bytes += chunkHeader + length
 	return nil
@@ -458,18 +474,4 @@ func syncFolder(folder string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
-}
-
-// withRoom adds to an error that is a lack of space how much there is.
-func withRoom(err error, target string) error {
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.EFBIG) || errors.Is(err, ErrDirectory) {
-		return err
-	}
-	var stat unix.Statfs_t
-	folder := filepath.Dir(target)
-	for unix.Statfs(folder, &stat) != nil && folder != filepath.Dir(folder) {
-		folder = filepath.Dir(folder)
-	}
-	return fmt.Errorf("%w: the file system of %s has %d bytes left: remove files, or use another path: %w",
-		ErrDirectory, folder, stat.Bavail*uint64(stat.Bsize), err) //nolint:gosec // positive
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/raylink/raylink/services/internal/mapfile"
 	"github.com/raylink/raylink/services/replay/internal/table"
 )
 
@@ -70,6 +71,8 @@ type rewrite struct {
 	// index is that of the table whose items are next, from the slot from.
 	index int
 	from  uint32
+	// tables are those whose items it has.
+	tables []*table.Table
 }
 
 const (
@@ -91,6 +94,10 @@ func Create(path string, owner []byte, sources []Source) (*Log, error) {
 
 // Resume goes on with a file that was read, whose tables are the sources, in the same order.
 func Resume(path string, content *Content, sources []Source) (*Log, error) {
+	// What a killed process left of a new file.
+	if err := os.Remove(temporary(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err //nolint:wrapcheck // complete
+	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // complete
@@ -119,29 +126,103 @@ func createFile(path string) (file, error) {
 }
 
 // temporary is the name of a new file until it is complete.
-func (l *Log) temporary() string { return l.path + ".new" }
+func temporary(path string) string { return path + ".new" }
+
+func (l *Log) temporary() string { return temporary(l.path) }
 
 // start makes the first file.
 func (l *Log) start() error {
-	if err := l.beginRewrite(); err != nil {
+	p, err := l.Prepare(l.tables())
+	if err != nil {
 		return err
 	}
-	for l.next != nil && l.next.index < len(l.sources) {
+	return p.Commit()
+}
+
+// tables are those of the sources.
+func (l *Log) tables() []*table.Table {
+	tables := make([]*table.Table, len(l.sources))
+	for i, s := range l.sources {
+		tables[i] = s.Table
+	}
+	return tables
+}
+
+// Replacement is a new file that is complete, but has not replaced that of its [Log]. It must be
+// ended by Commit or Abort, and the log must not be used before.
+type Replacement struct {
+	log   *Log
+	metas []table.Meta
+}
+
+// Prepare writes a new file with the state of other tables, in the order of the sources. They are
+// tables that the sources are going to adopt, or the sources themselves.
+func (l *Log) Prepare(tables []*table.Table) (_ *Replacement, err error) {
+	if err := l.abandonRewrite(); err != nil {
+		return nil, err
+	}
+	if err := l.beginRewrite(); err != nil {
+		return nil, l.withSpace(err, tables)
+	}
+	defer func() {
+		if err != nil {
+			err = l.withSpace(errors.Join(err, l.abandonRewrite()), tables)
+		}
+	}()
+	l.next.tables = tables
+	for l.next.index < len(l.sources) {
 		if err := l.listSome(); err != nil {
-			return errors.Join(err, l.abandonRewrite())
+			return nil, err
 		}
 	}
-	for i, s := range l.sources {
-		l.metas[i] = s.Table.Meta()
+	p := &Replacement{log: l, metas: make([]table.Meta, len(tables))}
+	for i, t := range tables {
+		p.metas[i] = t.Meta()
 	}
-	if err := l.next.out.write(AppendCommit(nil, l.metas)); err != nil {
-		return errors.Join(err, l.abandonRewrite())
+	if err := l.next.out.write(AppendCommit(nil, p.metas)); err != nil {
+		return nil, fmt.Errorf("save the items in %s: %w", l.temporary(), err)
 	}
-	if err := l.finishRewrite(); err != nil {
-		return errors.Join(err, l.abandonRewrite())
+	return p, nil
+}
+
+// Commit replaces the file by the new one. After an error it has not.
+func (p *Replacement) Commit() error {
+	if err := p.log.finishRewrite(); err != nil {
+		return errors.Join(err, p.log.abandonRewrite())
 	}
+	// What had changed before is in the new file, or of no table any more.
+	p.log.metas, p.log.buf, p.log.begun = p.metas, p.log.buf[:0], false
 	return nil
 }
+
+// Abort removes the new file. It does nothing after Commit.
+func (p *Replacement) Abort() error { return p.log.abandonRewrite() }
+
+// withSpace adds to an error that is a lack of space how large a file of the tables is.
+func (l *Log) withSpace(err error, tables []*table.Table) error {
+	sized := *l
+	sized.create = func(string) (file, error) { return measured{}, nil }
+	sized.next, sized.states = nil, make([]table.State, together)
+	if sized.beginRewrite() != nil {
+		return err
+	}
+	for sized.next.tables = tables; sized.next.index < len(l.sources); {
+		if sized.listSome() != nil {
+			return err
+		}
+	}
+	return mapfile.WithSpace(err, l.path, uint64(sized.next.out.end)+maxCommit*uint64(len(tables)+1)) //nolint:gosec // not negative
+}
+
+// maxCommit bounds what a commit needs for a table.
+const maxCommit = 256
+
+// measured is a file that keeps nothing, and counts as written.
+type measured struct{}
+
+func (measured) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
+func (measured) Truncate(int64) error                   { return nil }
+func (measured) Close() error                           { return nil }
 
 // Save writes what has changed since the last call, if anything has. After an error, what has
 // changed is written by the next call that succeeds: until then the file has an earlier state.
@@ -177,7 +258,11 @@ func (l *Log) Save() error {
 
 // Close closes the file.
 func (l *Log) Close() error {
-	return errors.Join(l.abandonRewrite(), l.out.file.Close())
+	err := l.abandonRewrite()
+	if l.out.file == nil {
+		return err // not even the first file was made
+	}
+	return errors.Join(err, l.out.file.Close())
 }
 
 // Size returns the size of the file.
@@ -243,7 +328,7 @@ func (l *Log) beginRewrite() error {
 	if err != nil {
 		return fmt.Errorf("save the items: %w", err)
 	}
-	l.next = &rewrite{out: output{file: f}}
+	l.next = &rewrite{out: output{file: f}, tables: l.tables()}
 	b := AppendOwner(nil, l.owner)
 	for i, s := range l.sources {
 		b = AppendTable(b, i, s.Name, s.Config)
@@ -258,7 +343,7 @@ func (l *Log) beginRewrite() error {
 func (l *Log) listSome() error {
 	next := l.next
 	now := time.Now()
-	n, from := l.sources[next.index].Table.Items(next.from, l.states)
+	n, from := next.tables[next.index].Items(next.from, l.states)
 	if n > 0 {
 		if err := next.out.write(AppendItems(nil, next.index, l.states[:n], now)); err != nil {
 			return fmt.Errorf("save the items in %s: %w", l.temporary(), err)

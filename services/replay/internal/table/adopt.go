@@ -14,7 +14,8 @@ var ErrNotEmpty = errors.New("the table is not empty")
 // one has had items, none: then the error is [ErrNotEmpty], or says that the table was closed. then
 // is called while no other call can see the tables' new state; if it fails, nothing changes.
 //
-// Calls that wait are served from the new items.
+// Calls that wait are served from the new items. For [Table.Changes] none of the items has changed:
+// whoever collects changes has a copy of the restored tables.
 func Adopt(tables, restored []*Table, then func() error) error {
 	for i, t := range tables {
 		t.mu.Lock()
@@ -52,7 +53,6 @@ func (t *Table) adopt(from *Table) {
 	for slot := range t.slots.high {
 		if it := t.slots.items.at(slot); it.number != 0 {
 			it.created += later
-			t.changes.mark(slot)
 		}
 	}
 }
