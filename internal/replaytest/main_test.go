@@ -64,7 +64,7 @@ type order struct {
 	Life uint64 `json:"life,omitempty"`
 	// Directory is that of the ring that is created.
 	Directory string `json:"directory,omitempty"`
-	// File is that of a ring that outlives its node. Items may be lost with the node then.
+	// File is that of a ring that outlives its node.
 	File string `json:"file,omitempty"`
 	// Tasks are started. Each writer of them has an id from First on, and its choices follow from
 	// Seed.
@@ -73,6 +73,27 @@ type order struct {
 	Seed  uint64   `json:"seed,omitempty"`
 	// Lost is how many items of a queue may have been lost with their readers.
 	Lost int `json:"lost,omitempty"`
+	// Kills are those of nodes whose file another node has taken over.
+	Kills []killed `json:"kills,omitempty"`
+}
+
+// killed is the time in which a process was killed. It was alive before, and dead afterwards.
+type killed struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
+}
+
+// maxAge is how old the items of a file may be.
+const maxAge = int64(time.Second)
+
+// survives reports whether what was acknowledged has survived kills of the node.
+func survives(kills []killed, begin, end int64) bool {
+	for _, k := range kills {
+		if begin <= k.To && end >= k.From-maxAge {
+			return false
+		}
+	}
+	return true
 }
 
 // answer is an actor's answer to an order, or an event.
