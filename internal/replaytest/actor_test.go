@@ -94,6 +94,8 @@ type life struct {
 	run  sync.WaitGroup
 	// closing is set if the replay may be dead.
 	closing atomic.Bool
+	// aged is what the task of that name goes on with.
+	aged *ager
 	// calm is set while tasks write so slowly that rows stay in the ring for seconds.
 	calm atomic.Bool
 }
@@ -218,6 +220,10 @@ func (a *actor) try(ctx context.Context, o order) (res answer, err error) {
 		l.quiet()
 	case "audit":
 		res.Faults, res.Text, err = l.audit(ctx, o.Lost, o.Kills)
+	case "bounded":
+		res.Faults, err = l.bounded(o.First)
+	case "ages":
+		res.Faults, res.Text, err = l.ages(ctx, o.Kills, o.Limit)
 	case "calm":
 		l.calm.Store(true)
 	case "fill":
@@ -229,6 +235,9 @@ func (a *actor) try(ctx context.Context, o order) (res answer, err error) {
 }
 
 func configuration(o order) *replayv1.ReplayConfig {
+	if o.Aged {
+		return agedConfiguration(o)
+	}
 	names := tableNames()
 	return &replayv1.ReplayConfig{
 		Columns: rowType().Columns(), Capacity: capacity, Directory: o.Directory, File: o.File, Tables: []*replayv1.TableConfig{
@@ -331,6 +340,7 @@ func (t *task) execute(first uint64) {
 	kinds := map[string]func(first uint64) error{
 		"rows": t.writeRows, "items": t.writeItems, "queue": t.writeQueue,
 		"read": t.read, "per": t.samplePrioritized, "all": t.sampleAll, "consume": t.consume, "starve": t.starve,
+		"age": t.age,
 	}
 	if err := kinds[t.name](first); err != nil {
 		t.fault(err)

@@ -29,7 +29,9 @@ type checker struct {
 	life uint64
 	// keeps is set if the ring outlives its node: file is its file, and nodeKills are the kills of
 	// its nodes.
-	keeps     bool
+	keeps bool
+	// aged is set if the replay is that of items that are updated at a high rate.
+	aged      bool
 	file      string
 	nodeKills []killed
 	// writers is the first id of the next writers.
@@ -47,6 +49,16 @@ func readerTasks() []string { return []string{"read", "per", "all", "consume", "
 // through the node.
 func newChecker(t *testing.T) *checker {
 	t.Helper()
+	c := newCheckerOf(t, nil)
+	for _, role := range []string{actorRole, actorRole, remoteRole} {
+		c.actors = append(c.actors, c.actor("writer", role, writerTasks()...), c.actor("reader", role, readerTasks()...))
+	}
+	return c
+}
+
+// newCheckerOf starts processes of the given roles that have the same tasks.
+func newCheckerOf(t *testing.T, tasks []string, roles ...string) *checker {
+	t.Helper()
 	chosen := *seed
 	if chosen == 0 {
 		chosen = rand.Uint64()
@@ -55,8 +67,8 @@ func newChecker(t *testing.T) *checker {
 	c.history.seed = chosen
 	c.creator = c.actor("creator", actorRole)
 	c.inspector = c.actor("auditor", actorRole)
-	for _, role := range []string{actorRole, actorRole, remoteRole} {
-		c.actors = append(c.actors, c.actor("writer", role, writerTasks()...), c.actor("reader", role, readerTasks()...))
+	for _, role := range roles {
+		c.actors = append(c.actors, c.actor("actor", role, tasks...))
 	}
 	return c
 }
@@ -93,7 +105,7 @@ func (c *checker) create() {
 	c.t.Helper()
 	create := order{Do: "create", Directory: c.directory()}
 	if c.keeps {
-		create = order{Do: "create", File: c.file}
+		create = order{Do: "create", File: c.file, Aged: c.aged}
 	}
 	// The kernel may not have ended a killed process yet, which has locked the file.
 	a := c.creator.Eventually(proctest.Patience, create, func(a answer) bool { return a.Error == "" }, "the replay is not created")
@@ -114,12 +126,15 @@ func (c *checker) leave(dead bool) {
 }
 
 // rows returns how many rows were written.
-func (c *checker) rows() int64 {
+func (c *checker) rows() int64 { return c.written + c.done("rows") }
+
+// done returns how much tasks of a name have done that run.
+func (c *checker) done(task string) int64 {
 	c.history.mu.Lock()
 	defer c.history.mu.Unlock()
-	n := c.written
+	n := int64(0)
 	for _, counts := range c.history.counts {
-		n += counts["rows"]
+		n += counts[task]
 	}
 	return n
 }
@@ -250,7 +265,7 @@ func (c *checker) killNode() {
 	c.t.Helper()
 	readers := 0
 	for _, p := range c.actors {
-		if len(p.tasks) == len(readerTasks()) && !p.stopped {
+		if (c.aged || len(p.tasks) == len(readerTasks())) && !p.stopped {
 			readers++
 		}
 	}

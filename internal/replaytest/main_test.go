@@ -66,6 +66,10 @@ type order struct {
 	Directory string `json:"directory,omitempty"`
 	// File is that of a ring that outlives its node.
 	File string `json:"file,omitempty"`
+	// Aged makes the ring that of items that are updated at a high rate. Limit is how old its items
+	// may be after a takeover, in nanoseconds.
+	Aged  bool  `json:"aged,omitempty"`
+	Limit int64 `json:"limit,omitempty"`
 	// Tasks are started. Each writer of them has an id from First on, and its choices follow from
 	// Seed.
 	Tasks []string `json:"tasks,omitempty"`
