@@ -102,3 +102,26 @@ func ofLife() []Mutant {
 		},
 	}
 }
+
+// ofAges returns the mutants of how old the items of a file may be.
+func ofAges() []Mutant {
+	const saved = "services/replay/internal/saved/"
+	return []Mutant{
+		{
+			Name: "saved/calls-collect-as-long-as-items-change",
+			Edit: Edit{
+				File: saved + "log.go", Func: "Log.Save",
+				Original: "full = full && time.Since(begin) < collectTime", Mutated: "full = full && time.Since(begin) < 10*collectTime",
+			},
+			Test: "TestSavingIsBoundedThoughItemsAlwaysChange",
+		},
+		{
+			Name: "saved/many-changes-take-many-turns",
+			Edit: Edit{
+				File: saved + "log.go", Func: "Log.collect",
+				Original: "l.together = min(2*l.together, mostTogether)", Mutated: "_ = mostTogether",
+			},
+			Test: "TestManyChangesAreCollectedTogether",
+		},
+	}
+}

@@ -219,7 +219,7 @@ func (a *actor) try(ctx context.Context, o order) (res answer, err error) {
 	case "quiet":
 		l.quiet()
 	case "audit":
-		res.Faults, res.Text, err = l.audit(ctx, o.Lost, o.Kills)
+		res, err = l.audit(ctx, o.Lost, o.Kills)
 	case "bounded":
 		res.Faults, err = l.bounded(o.First)
 	case "ages":
@@ -298,7 +298,7 @@ func (l *life) start(o order) {
 	if len(o.Tasks) == 0 {
 		return
 	}
-	l.calm.Store(false)
+	l.calm.Store(o.Calm)
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	tasks := make([]*task, len(o.Tasks))
 	var running sync.WaitGroup
@@ -382,7 +382,7 @@ func (t *task) fault(err error) {
 // pause waits for a random time, which is much longer while all is calm.
 func (t *task) pause(most time.Duration) {
 	if t.calm.Load() {
-		most = 25 * time.Millisecond
+		most = 100 * time.Millisecond
 	}
 	t.rest(time.Duration(t.random.Int64N(int64(most))))
 }

@@ -15,7 +15,7 @@ import (
 
 const (
 	// agedTable is the table whose items are updated at a high rate, agedItems how many each process
-	// has, and agedTogether how many one call updates.
+	// has, and agedTogether how many of them one call updates.
 	agedTable    = "aged"
 	agedItems    = 4096
 	agedTogether = 256
@@ -49,7 +49,7 @@ type ager struct {
 // age updates items until a call fails. A process that has mapped the ring goes on with the same
 // items and heads when it is started again.
 func (t *task) age(id uint64) (err error) {
-	a := t.life.aged
+	a := t.aged
 	if a == nil {
 		a = &ager{life: t.life, id: id}
 		if a.writer, err = t.typed.Writer(replay.History(1)); err != nil {
@@ -58,7 +58,7 @@ func (t *task) age(id uint64) (err error) {
 		if a.sampler, err = t.typed.Sampler(agedTable, replay.BatchOf(1)); err != nil {
 			return err
 		}
-		t.life.aged = a
+		t.aged = a
 	} else {
 		_ = a.writer.Flush(t.ctx) // returns what was lost with the node before
 	}

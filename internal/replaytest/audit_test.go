@@ -32,6 +32,8 @@ type auditor struct {
 	// calls are those that change items whose rows were not overwritten.
 	calls   map[uint64][]*change
 	entries int
+	// kept is how many items there must be since before the last kill.
+	kept int
 }
 
 // audited is an item with what has happened to it.
@@ -59,7 +61,7 @@ func (a *auditor) faultf(format string, args ...any) {
 
 // audit returns what is wrong, and what was checked. Up to lost items of the queue may be missing,
 // and what nodes that were killed have not saved.
-func (l *life) audit(ctx context.Context, lost int, kills []killed) (faults []string, text string, err error) {
+func (l *life) audit(ctx context.Context, lost int, kills []killed) (res answer, err error) {
 	a := &auditor{
 		life: l, memory: newMemory(l.number, capacity), found: make(map[uint64]content), kills: kills,
 		sampled: make(map[uint64]killed), calls: make(map[uint64][]*change),
@@ -68,24 +70,24 @@ func (l *life) audit(ctx context.Context, lost int, kills []killed) (faults []st
 		a.items[table] = make(map[uint64]*audited)
 	}
 	if err := a.rows(ctx); err != nil {
-		return nil, "", err
+		return res, err
 	}
 	// First the items, because others may have changed them.
 	for _, visit := range []func(*entry){a.addItem, a.addOther} {
 		if err := visitRecords(os.Getenv(records), l.number, visit); err != nil {
-			return nil, "", err
+			return res, err
 		}
 	}
 	checked, err := a.tables(ctx, lost)
 	if err != nil {
-		return nil, "", err
+		return res, err
 	}
 	drawn, err := a.draws(ctx)
 	if err != nil {
-		return nil, "", err
+		return res, err
 	}
-	return a.faults, fmt.Sprintf("%d entries, %d rows readable, %d items of %d, %d and %d, %d draws",
-		a.entries, len(a.found), checked, len(a.items[perTable]), len(a.items[allTable]), len(a.items[queueTable]), drawn), nil
+	return answer{Faults: a.faults, Kept: a.kept, Text: fmt.Sprintf("%d entries, %d rows readable, %d items of %d, %d and %d, %d since before the kill, %d draws",
+		a.entries, len(a.found), checked, len(a.items[perTable]), len(a.items[allTable]), len(a.items[queueTable]), a.kept, drawn)}, nil
 }
 
 // rows reads all rows.
@@ -198,6 +200,9 @@ func (a *auditor) tables(ctx context.Context, lost int) (int, error) {
 				a.checkItem(table, key, item, priority)
 			}
 			if a.mustBeThere(table, key, item) {
+				if n := len(a.kills); n > 0 && item.entry.End < a.kills[n-1].From {
+					a.kept++
+				}
 				if count++; !ok {
 					missing = append(missing, item)
 				}
@@ -217,7 +222,7 @@ func (a *auditor) tables(ctx context.Context, lost int) (int, error) {
 // sampled.
 func (a *auditor) mustBeThere(table int, key uint64, item *audited) bool {
 	_, sampled := a.sampled[key]
-	return !(table == queueTable && sampled) && a.lasting(item.changes[0]) &&
+	return (table != queueTable || !sampled) && a.lasting(item.changes[0]) &&
 		!slices.ContainsFunc(item.changes, func(c *change) bool { return c.deleted })
 }
 

@@ -68,7 +68,9 @@ type order struct {
 	File string `json:"file,omitempty"`
 	// Aged makes the ring that of items that are updated at a high rate. Limit is how old its items
 	// may be after a takeover, in nanoseconds.
-	Aged  bool  `json:"aged,omitempty"`
+	Aged bool `json:"aged,omitempty"`
+	// Calm makes tasks write slowly.
+	Calm  bool  `json:"calm,omitempty"`
 	Limit int64 `json:"limit,omitempty"`
 	// Tasks are started. Each writer of them has an id from First on, and its choices follow from
 	// Seed.
@@ -114,6 +116,8 @@ type answer struct {
 	// Faults are what an audit has found, and Text what it has checked.
 	Faults []string `json:"faults,omitempty"`
 	Text   string   `json:"text,omitempty"`
+	// Kept is how many items there must be since before the node was killed.
+	Kept int `json:"kept,omitempty"`
 }
 
 // Numbered returns the order with a number.

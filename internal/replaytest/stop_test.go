@@ -100,6 +100,12 @@ func TestStoppedNodeKeepsItsFile(t *testing.T) {
 	begin := time.Now()
 	c.lost += 2 * queueBatch * len(c.actors)
 	proctest.Stop(t, c.pid)
+	stopped := true
+	defer func() {
+		if stopped { // the test has failed
+			proctest.Kill(t, c.pid)
+		}
+	}()
 
 	another := c.creator.Begin(order{Do: "create", File: c.file})
 	answers := make([]<-chan answer, len(c.actors))
@@ -112,7 +118,7 @@ func TestStoppedNodeKeepsItsFile(t *testing.T) {
 		case a := <-answers[i]:
 			require.Empty(t, a.Error, p.Name)
 			require.Empty(t, a.Faults, p.Name)
-		case <-time.After(proctest.Patience):
+		case <-time.After(callLimit + time.Second + slow):
 			require.Fail(t, "hang: calls do not end with their contexts", p.Name)
 		}
 	}
@@ -123,6 +129,7 @@ func TestStoppedNodeKeepsItsFile(t *testing.T) {
 	proctest.Pause(time.Until(begin.Add(time.Duration(maxAge) + time.Duration(maxAge)/4)))
 
 	proctest.Continue(t, c.pid)
+	stopped = false
 	c.history.didf("continue the replay")
 	c.history.progress("afterwards", c.actors)
 	c.audit()

@@ -21,7 +21,7 @@ type busy struct {
 }
 
 func (f busy) WriteAt(b []byte, offset int64) (int, error) {
-	time.Sleep(40 * time.Millisecond)
+	<-time.After(40 * time.Millisecond)
 	f.change()
 	return f.File.WriteAt(b, offset)
 }
