@@ -262,7 +262,14 @@ func TestItemsAreAtMostASecondOld(t *testing.T) {
 	c.keeps, c.aged = true, true
 	c.begin()
 	for range min(*kills, 2) {
-		c.history.progress("at the beginning", c.actors)
+		c.history.await(*stuck, "hang: items are not updated", func() bool {
+			for _, p := range c.actors {
+				if c.history.counts[p.Name]["age"] < agedItems+agedTogether { // it has inserted all
+					return false
+				}
+			}
+			return true
+		})
 		most, before, begin := stalls(), c.done("age"), time.Now()
 		proctest.Pause(time.Duration(maxAge) / 2)
 		c.pause(time.Duration(maxAge))

@@ -11,8 +11,8 @@ import (
 )
 
 var (
-	rows  = flag.Int("rows", 100_000, "how many rows TestReplaySurvivesKills writes at least")
-	kills = flag.Int("kills", 3, "how many times TestReplaySurvivesKills kills the replay's process")
+	rows  = flag.Int("rows", 20_000, "how many rows TestReplaySurvivesKills writes at least")
+	kills = flag.Int("kills", 1, "how many times a test kills the replay's process")
 	seed  = flag.Uint64("seed", 0, "the seed of random choices; 0 chooses one")
 	stuck = flag.Duration("stuck", time.Minute, "how long a task may make no progress: reaching it is a failure")
 )
