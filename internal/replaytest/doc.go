@@ -9,7 +9,7 @@
 // compares them with the replay.
 //
 // The records also have the time of each call. Where the next node takes over the file of one that
-// was killed, the auditor knows from them which items, priorities and deletions must have been kept.
+// was killed, they say which items, priorities and deletions must have been kept.
 //
 // `make test` writes 20,000 rows and `make test-soak` 100,000;
 // `go test ./internal/replaytest -rows=10000000 -kills=20 -timeout=0` writes ten million. The

@@ -44,6 +44,27 @@ type entry struct {
 
 const entrySize = 13 * 8
 
+// append appends the entry to a record.
+func (e *entry) append(b []byte) []byte {
+	for _, x := range []uint64{
+		e.Kind, e.Life, e.Writer, e.Number, e.Sequence, e.Count, e.Table, e.Key, e.Across, e.Version, e.Call,
+		uint64(e.Begin), uint64(e.End),
+	} {
+		b = binary.LittleEndian.AppendUint64(b, x)
+	}
+	return b
+}
+
+// parse sets the entry to what append has appended.
+func (e *entry) parse(b []byte) {
+	for i, x := range []*uint64{
+		&e.Kind, &e.Life, &e.Writer, &e.Number, &e.Sequence, &e.Count, &e.Table, &e.Key, &e.Across, &e.Version, &e.Call,
+	} {
+		*x = binary.LittleEndian.Uint64(b[8*i:])
+	}
+	e.Begin, e.End = int64(binary.LittleEndian.Uint64(b[entrySize-16:])), int64(binary.LittleEndian.Uint64(b[entrySize-8:]))
+}
+
 // clock returns the time, which is the same in all processes.
 func clock() int64 { return time.Now().UnixNano() }
 
@@ -88,11 +109,8 @@ func (r *recorder) close() error {
 // add adds entries. It is safe for concurrent use.
 func (r *recorder) add(entries ...entry) error {
 	encoded := make([]byte, 0, entrySize*len(entries))
-	for _, e := range entries {
-		var err error
-		if encoded, err = binary.Append(encoded, binary.LittleEndian, e); err != nil {
-			return err
-		}
+	for i := range entries {
+		encoded = entries[i].append(encoded)
 	}
 	_, err := r.file.Write(encoded)
 	return err
@@ -124,9 +142,7 @@ func visitRecord(path string, visit func(e *entry)) error {
 			return err
 		}
 		var e entry
-		if _, err := binary.Decode(encoded[:], binary.LittleEndian, &e); err != nil {
-			return err
-		}
+		e.parse(encoded[:])
 		visit(&e)
 	}
 }

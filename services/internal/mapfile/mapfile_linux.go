@@ -102,6 +102,9 @@ func parent(path string) string {
 // others than its user can access the file.
 func Open(path string) (*os.File, int64, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, 0, fmt.Errorf("%w: it is a symbolic link", ErrForeign)
+	}
 	if err != nil {
 		return nil, 0, err //nolint:wrapcheck // complete; the caller adds the operation
 	}
