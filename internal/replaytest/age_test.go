@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// agedTable is the table whose items are updated at a high rate, agedItems how many each process
-	// has, and agedTogether how many of them one call updates.
+	// agedTable is the table whose items are updated at a high rate, agedItems how many each
+	// process has, and agedTogether how many of them one call updates.
 	agedTable    = "aged"
 	agedItems    = 4096
 	agedTogether = 256

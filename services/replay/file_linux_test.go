@@ -25,11 +25,6 @@ func limitFiles(t *testing.T, size int64) func() {
 	return restore
 }
 
-func makePipe(t *testing.T, path, _ string) {
-	t.Helper()
-	require.NoError(t, syscall.Mkfifo(path, 0o600))
-}
-
 // TestFullDisk fails to save the items.
 func TestFullDisk(t *testing.T) {
 	config := fileConfig(t, Table("per", FIFO()))

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"connectrpc.com/connect/v2"
@@ -402,6 +403,11 @@ func makeLink(t *testing.T, path, moved string) {
 func makeDanglingLink(t *testing.T, path, moved string) {
 	t.Helper()
 	require.NoError(t, os.Symlink(moved+"2", path))
+}
+
+func makePipe(t *testing.T, path, _ string) {
+	t.Helper()
+	require.NoError(t, syscall.Mkfifo(path, 0o600))
 }
 
 func makeDirectory(t *testing.T, path, _ string) {
