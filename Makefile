@@ -104,7 +104,7 @@ test-soak: ## three hosts under stress, the parameter server, the storage and th
 	echo "$(GO) test $$race ./internal/storagetest -kills=$(KILLS)" && \
 	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/storagetest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED)) && \
 	echo "$(GO) test $$race ./internal/replaytest -rows=$(ROWS)" && \
-	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/replaytest -v -rows=$(ROWS) -kills=$$(($(KILLS) / 5)) $(if $(SEED),-seed=$(SEED))
+	$(GO) test $$race -count=1 -timeout=0 ./internal/replaytest -v -rows=$(ROWS) -kills=$$(($(KILLS) / 5)) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint, buf lint and the rules of language

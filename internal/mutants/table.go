@@ -12,7 +12,7 @@ func All() []Mutant {
 		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofHeldAnswers(), ofOutlivedTurns(),
 		ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
 		ofReplay(), ofRing(), ofItems(), ofInspection(), ofTypedRows(), ofReservedRows(),
-		ofStore(), ofKilledStorages(), ofKilledReplays(), ofReplayOrder(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
+		ofStore(), ofKilledStorages(), ofKilledReplays(), ofKilledFiles(), ofAges(), ofReplayOrder(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofReplayCalls(), ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),

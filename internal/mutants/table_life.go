@@ -102,3 +102,50 @@ func ofLife() []Mutant {
 		},
 	}
 }
+
+// ofAges returns the mutants of how old the items of a file may be, and of files that are refused.
+func ofAges() []Mutant {
+	const (
+		saved   = "services/replay/internal/saved/"
+		mapfile = "services/internal/mapfile/mapfile_linux.go"
+		refused = "TestFilesThatCannotBeUsedAreRefused/"
+	)
+	return []Mutant{
+		{
+			Name: "replay/links-to-files-are-followed",
+			Edit: Edit{File: mapfile, Func: "Open", Original: "|unix.O_NOFOLLOW|", Mutated: "|"},
+			Test: refused + "a_link", Package: "services/replay",
+		},
+		{
+			Name: "replay/files-that-are-not-regular-are-used",
+			Edit: Edit{File: mapfile, Func: "check", Original: "stat.Mode&unix.S_IFMT != unix.S_IFREG", Mutated: "false"},
+			Test: refused + "a_pipe", Package: "services/replay",
+		},
+		{
+			Name: "replay/files-of-other-users-are-used",
+			Edit: Edit{File: mapfile, Func: "check", Original: "int(stat.Uid) != os.Geteuid()", Mutated: "false"},
+			Test: refused + "another_user's", Package: "services/replay",
+		},
+		{
+			Name: "replay/parts-of-a-save-are-used",
+			Edit: Edit{File: saved + "saved.go", Func: "Read", Original: "scan(file, end,", Mutated: "scan(file, size,"},
+			Test: "TestItemsAreThoseOfTheLastCompleteSave", Package: "services/replay",
+		},
+		{
+			Name: "saved/calls-collect-as-long-as-items-change",
+			Edit: Edit{
+				File: saved + "log.go", Func: "Log.Save",
+				Original: "full = full && time.Since(begin) < collectTime", Mutated: "full = full && time.Since(begin) < 10*collectTime",
+			},
+			Test: "TestSavingIsBoundedThoughItemsAlwaysChange",
+		},
+		{
+			Name: "saved/many-changes-take-many-turns",
+			Edit: Edit{
+				File: saved + "log.go", Func: "Log.collect",
+				Original: "l.together = min(2*l.together, mostTogether)", Mutated: "_ = mostTogether",
+			},
+			Test: "TestManyChangesAreCollectedTogether",
+		},
+	}
+}

@@ -101,6 +101,73 @@ func ofKilledReplays() []Mutant {
 	})
 }
 
+// ofKilledFiles returns the mutants of what a replay keeps, also with a file when its node is killed
+// or stopped.
+func ofKilledFiles() []Mutant {
+	const (
+		ring    = "services/replay/ring/"
+		table   = "services/replay/internal/table/"
+		service = "services/replay/"
+	)
+	kept := func(name, prints string, e Edit, also ...Edit) Mutant {
+		return Mutant{
+			Name: "replay/files/" + name, Edit: e, Also: also, Prints: prints,
+			Test: "TestReplayWithFileSurvivesKills", Package: "internal/replaytest",
+			Args: []string{failFast, "-test.count=3", "-rows=20000", "-kills=2", "-stuck=20s"},
+		}
+	}
+	aged := func(name, prints string, e Edit) Mutant {
+		return Mutant{
+			Name: "replay/ages/" + name, Edit: e, Prints: prints,
+			Test: "TestItemsAreAtMostASecondOld", Package: "internal/replaytest", Args: []string{failFast, "-test.count=3"},
+		}
+	}
+	unmarked := func(function, slot string) Edit {
+		return Edit{File: table + "table.go", Func: function, Original: "t.changes.mark(" + slot + ")", Mutated: "_ = " + slot}
+	}
+	seldom := Edit{File: service + "file.go", Original: "saveInterval = 250 * time.Millisecond", Mutated: "saveInterval = 20 * time.Second"}
+	killed := func(name, prints string, e Edit) Mutant {
+		return Mutant{
+			Name: "replay/kills/" + name, Edit: e, Prints: prints,
+			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Args: []string{failFast, "-test.count=3", "-rows=40000", "-kills=0"},
+		}
+	}
+	return []Mutant{
+		killed("acknowledged-priorities-are-lost", `acknowledged priority is lost`, Edit{
+			File: table + "table.go", Func: "Table.Update",
+			Original: "t.priorities.set(u.slot, u.priority)", Mutated: "if u.slot%16 != 3 { t.priorities.set(u.slot, u.priority) }",
+		}),
+		killed("deleted-items-stay", `deleted is there again`, Edit{
+			File: table + "table.go", Func: "Table.Delete", Original: "t.remove(slot)", Mutated: "_ = slot",
+		}),
+		kept("items-are-saved-too-seldom", `acknowledged (item|priority) is lost`, seldom),
+		kept("new-items-are-not-saved", `an acknowledged item is lost|items were inserted`, unmarked("Table.place", "slot")),
+		kept("clients-call-the-node-before", `hang`, Edit{
+			File: service + "client.go", Func: "Client.follow", Original: `known.Ref().NID() != ""`, Mutated: "false",
+		}),
+		aged("items-are-saved-too-seldom", `before the node was killed is lost`, seldom),
+		aged("priorities-are-not-saved", `an update of .* is lost`, unmarked("Table.Update", "u.slot")),
+		aged("deleted-items-come-back", `a deletion of .* is lost`, unmarked("Table.release", "slot")),
+		{
+			Name: "replay/files/living-nodes-lose-them",
+			Edit: Edit{File: service + "file.go", Func: "tryLockNodeFile", Original: "mapfile.Lock(f, lockOffset)", Mutated: "error(nil)"},
+			Also: []Edit{{
+				File: ring + "takeover.go", Func: "Ring.takeOver",
+				Original: "mapfile.Lock(r.file, r.participantOffset(ownerIndex))", Mutated: "error(nil)",
+			}},
+			Test: "TestStoppedNodeKeepsItsFile", Package: "internal/replaytest", Prints: `failed_precondition`,
+		},
+		{
+			Name: "replay/files/calls-outlast-their-context-while-the-node-is-stopped",
+			Edit: Edit{
+				File: service + "item.go", Func: "itemQueue.wait", Original: "return q.interrupted(ctx.Err(), begin)",
+				Mutated: "<-changed",
+			},
+			Test: "TestStoppedNodeKeepsItsFile", Package: "internal/replaytest", Prints: `hang`, Timeout: limit,
+		},
+	}
+}
+
 // ofReplayOrder returns the mutants of the order of rows: faults that the checker found.
 func ofReplayOrder() []Mutant {
 	return []Mutant{

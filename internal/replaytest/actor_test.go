@@ -68,6 +68,8 @@ const (
 // actor is a process that executes orders. It opens one replay after the other.
 type actor struct {
 	rt *join.Runtime
+	// calls numbers the calls that change items.
+	calls atomic.Uint64
 	// remote is set if the process goes through the node.
 	remote bool
 	record *recorder
@@ -84,15 +86,18 @@ type life struct {
 
 	number uint64
 	// file is set if the ring outlives its node.
-	file   bool
-	handle *replayv1raylink.Replay
-	typed  *replay.Typed[columns]
+	file  bool
+	typed *replay.Typed[columns]
 
 	ctx  context.Context //nolint:containedctx // of the tasks
 	stop func()
 	run  sync.WaitGroup
 	// closing is set if the replay may be dead.
 	closing atomic.Bool
+	// aged is what the task of that name goes on with.
+	aged *ager
+	// calm is set while tasks write so slowly that rows stay in the ring for seconds.
+	calm atomic.Bool
 }
 
 // task is one that runs.
@@ -104,6 +109,8 @@ type task struct {
 	count  atomic.Int64
 	// last is the error that was reported last.
 	last string
+	// drawn is a time after which the items of a queue's next batch are drawn.
+	drawn int64
 }
 
 // hideFile hides the ring's file from a client, as that of another machine.
@@ -132,11 +139,7 @@ func serveActor(remote bool) error {
 	if err != nil {
 		return err
 	}
-	record, err := newRecorder(os.Getenv(records))
-	if err != nil {
-		return err
-	}
-	a := &actor{rt: rt, remote: remote, record: record}
+	a := &actor{rt: rt, remote: remote, record: &recorder{dir: os.Getenv(records)}}
 	a.tell(answer{Event: proctest.Serving})
 	var orders sync.WaitGroup
 	err = proctest.Lines(os.Stdin, func(o order) {
@@ -145,7 +148,7 @@ func serveActor(remote bool) error {
 	// The test may have died while an order is executed.
 	time.AfterFunc(proctest.Patience, func() { os.Exit(2) })
 	orders.Wait()
-	if err = errors.Join(err, a.close(true), record.file.Close(), rt.Close()); err != nil {
+	if err = errors.Join(err, a.close(true), a.record.close(), rt.Close()); err != nil {
 		return err
 	}
 	if mapped, err := mappings(); err != nil || mapped > 0 {
@@ -216,7 +219,13 @@ func (a *actor) try(ctx context.Context, o order) (res answer, err error) {
 	case "quiet":
 		l.quiet()
 	case "audit":
-		res.Faults, res.Text, err = l.audit(ctx, o.Lost)
+		res, err = l.audit(ctx, o.Lost, o.Kills)
+	case "bounded":
+		res.Faults, err = l.bounded(o.First)
+	case "ages":
+		res.Faults, res.Text, err = l.ages(ctx, o.Kills, o.Limit)
+	case "calm":
+		l.calm.Store(true)
 	case "fill":
 		res.Text, err = l.fill(ctx, o.First)
 	default:
@@ -226,6 +235,9 @@ func (a *actor) try(ctx context.Context, o order) (res answer, err error) {
 }
 
 func configuration(o order) *replayv1.ReplayConfig {
+	if o.Aged {
+		return agedConfiguration(o)
+	}
 	names := tableNames()
 	return &replayv1.ReplayConfig{
 		Columns: rowType().Columns(), Capacity: capacity, Directory: o.Directory, File: o.File, Tables: []*replayv1.TableConfig{
@@ -250,7 +262,10 @@ func (a *actor) open(ctx context.Context, o order) error {
 	if typed.Client().Mapped() == a.remote {
 		return errors.Join(fmt.Errorf("the ring is mapped: %t", typed.Client().Mapped()), typed.Close())
 	}
-	l := &life{actor: a, number: o.Life, file: o.File != "", handle: handle, typed: typed, stop: func() {}}
+	if err := a.record.begin(o.Life); err != nil {
+		return errors.Join(err, typed.Close())
+	}
+	l := &life{actor: a, number: o.Life, file: o.File != "", typed: typed, stop: func() {}}
 	a.mu.Lock()
 	a.life = l
 	a.mu.Unlock()
@@ -283,6 +298,7 @@ func (l *life) start(o order) {
 	if len(o.Tasks) == 0 {
 		return
 	}
+	l.calm.Store(o.Calm)
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	tasks := make([]*task, len(o.Tasks))
 	var running sync.WaitGroup
@@ -324,6 +340,7 @@ func (t *task) execute(first uint64) {
 	kinds := map[string]func(first uint64) error{
 		"rows": t.writeRows, "items": t.writeItems, "queue": t.writeQueue,
 		"read": t.read, "per": t.samplePrioritized, "all": t.sampleAll, "consume": t.consume, "starve": t.starve,
+		"age": t.age,
 	}
 	if err := kinds[t.name](first); err != nil {
 		t.fault(err)
@@ -360,6 +377,14 @@ func (t *task) troubled(err error) {
 
 func (t *task) fault(err error) {
 	t.tell(fail(answer{Event: faultEvent}, fmt.Errorf("%s in life %d: %w", t.name, t.number, err)))
+}
+
+// pause waits for a random time, which is much longer while all is calm.
+func (t *task) pause(most time.Duration) {
+	if t.calm.Load() {
+		most = 100 * time.Millisecond
+	}
+	t.rest(time.Duration(t.random.Int64N(int64(most))))
 }
 
 // rest waits, or until the tasks are ended.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"slices"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay"
@@ -19,6 +21,33 @@ type auditor struct {
 	// newest and oldest are the sequence numbers that rows can have.
 	newest, oldest uint64
 	memory         *memory
+	// found are the rows that are readable.
+	found map[uint64]content
+
+	kills []killed
+	// items are those that were acknowledged and whose rows were not overwritten.
+	items [queueTable + 1]map[uint64]*audited
+	// sampled is when each item of the queue was sampled.
+	sampled map[uint64]killed
+	// calls are those that change items whose rows were not overwritten.
+	calls   map[uint64][]*change
+	entries int
+	// kept is how many items there must be since before the last kill.
+	kept int
+}
+
+// audited is an item with what has happened to it.
+type audited struct {
+	entry   entry
+	changes []*change
+}
+
+// change is one of an item's priority, or its deletion.
+type change struct {
+	deleted bool
+	version uint64
+	// begin is before and end after it: never, if it was not acknowledged.
+	begin, end int64
 }
 
 // auditBatch is how many items the auditor draws at once.
@@ -30,51 +59,55 @@ func (a *auditor) faultf(format string, args ...any) {
 	}
 }
 
-// audit returns what is wrong, and what was checked. Up to lost items of the queue may be missing.
-func (l *life) audit(ctx context.Context, lost int) (faults []string, text string, err error) {
-	entries, err := readRecords(os.Getenv(records), l.number)
+// audit returns what is wrong, and what was checked. Up to lost items of the queue may be missing,
+// and what nodes that were killed have not saved.
+func (l *life) audit(ctx context.Context, lost int, kills []killed) (res answer, err error) {
+	a := &auditor{
+		life: l, memory: newMemory(l.number, capacity), found: make(map[uint64]content), kills: kills,
+		sampled: make(map[uint64]killed), calls: make(map[uint64][]*change),
+	}
+	for table := range a.items {
+		a.items[table] = make(map[uint64]*audited)
+	}
+	if err := a.rows(ctx); err != nil {
+		return res, err
+	}
+	// First the items, because others may have changed them.
+	for _, visit := range []func(*entry){a.addItem, a.addOther} {
+		if err := visitRecords(os.Getenv(records), l.number, visit); err != nil {
+			return res, err
+		}
+	}
+	checked, err := a.tables(ctx, lost)
 	if err != nil {
-		return nil, "", err
+		return res, err
 	}
-	a := &auditor{life: l, memory: newMemory(l.number, capacity)}
-	readable, err := a.rows(ctx, entries)
+	drawn, err := a.draws(ctx)
 	if err != nil {
-		return nil, "", err
+		return res, err
 	}
-	if l.file {
-		a.keys(entries)
-		return a.faults, fmt.Sprintf("%d entries, %d rows readable", len(entries), readable), nil
-	}
-	items, err := a.items(ctx, entries, lost)
-	if err != nil {
-		return nil, "", err
-	}
-	drawn, err := a.draws(ctx, entries)
-	if err != nil {
-		return nil, "", err
-	}
-	return a.faults, fmt.Sprintf("%d entries, %d rows readable, %d items, %d draws", len(entries), readable, items, drawn), nil
+	return answer{Faults: a.faults, Kept: a.kept, Text: fmt.Sprintf("%d entries, %d rows readable, %d items of %d, %d and %d, %d since before the kill, %d draws",
+		a.entries, len(a.found), checked, len(a.items[perTable]), len(a.items[allTable]), len(a.items[queueTable]), a.kept, drawn)}, nil
 }
 
-// rows checks that all rows that were acknowledged and not overwritten can be read.
-func (a *auditor) rows(ctx context.Context, entries []entry) (int, error) {
+// rows reads all rows.
+func (a *auditor) rows(ctx context.Context) error {
 	// A row of its own has the highest number that was allocated, but for those of its own run.
 	w := a.typed.Client().Writer()
 	b, err := a.typed.NewBatch(1)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	content{writer: poison + 1, number: 1, life: a.number}.write(&b.Columns, 0, func() {})
 	if _, err := w.Append(ctx, b.Batch()); err != nil {
-		return 0, err
+		return err
 	}
 	a.newest = b.Sequences()[0]
 	a.oldest = a.newest + 1 - min(a.newest+1, capacity)
 	area, err := a.typed.Newest(ctx, capacity)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	found := make(map[uint64]content)
 	places := make(map[[2]uint64]uint64)
 	spans := area.Spans()
 	for i := range spans {
@@ -85,7 +118,7 @@ func (a *auditor) rows(ctx context.Context, entries []entry) (int, error) {
 			continue
 		}
 		for k, c := range contents {
-			found[sequences[k]] = c
+			a.found[sequences[k]] = c
 			at := [2]uint64{c.writer, c.number}
 			if other, twice := places[at]; twice && c.writer != poison+1 {
 				a.faultf("rows %d and %d are the same: %+v", other, sequences[k], c)
@@ -93,103 +126,138 @@ func (a *auditor) rows(ctx context.Context, entries []entry) (int, error) {
 			places[at] = sequences[k]
 		}
 	}
-	if err := area.Release(); err != nil {
-		return 0, err
-	}
-	for _, e := range entries {
+	return area.Release()
+}
+
+// addItem adds an item, or checks that rows that were acknowledged and not overwritten can be read.
+func (a *auditor) addItem(e *entry) {
+	a.entries++
+	switch {
+	case e.Kind == rowsEntry:
 		for i := range e.Count {
-			if e.Kind != rowsEntry || e.Sequence+i < a.oldest {
+			if e.Sequence+i < a.oldest {
 				continue
 			}
-			if c, ok := found[e.Sequence+i]; !ok {
+			if c, ok := a.found[e.Sequence+i]; !ok {
 				a.faultf("an acknowledged row is lost: row %d, number %d of writer %d; the newest is %d", e.Sequence+i, e.Number+i, e.Writer, a.newest)
 			} else if c.writer != e.Writer || c.number != e.Number+i {
 				a.faultf("an acknowledged row is lost: row %d, number %d of writer %d, is %+v", e.Sequence+i, e.Number+i, e.Writer, c)
 			}
 		}
+	case e.Kind == itemEntry && e.Sequence >= a.oldest:
+		if other := a.items[e.Table][e.Key]; other != nil {
+			a.faultf("two items have the same key: %+v and %+v", other.entry, *e)
+		}
+		a.items[e.Table][e.Key] = &audited{entry: *e, changes: []*change{{begin: e.Begin, end: e.End}}}
 	}
-	return len(found), nil
 }
 
-// items checks that all items that were acknowledged and whose rows were not overwritten are in
-// their tables, with their keys.
-func (a *auditor) items(ctx context.Context, entries []entry, lost int) (int, error) {
-	sampled := make(map[uint64]bool)
-	for _, e := range entries {
-		if e.Kind == sampledEntry {
-			if sampled[e.Key] {
-				a.faultf("an item of the queue was sampled twice: %+v", e)
-			}
-			sampled[e.Key] = true
+// never is the time of what was not acknowledged.
+const never = math.MaxInt64
+
+// addOther adds what has happened to items.
+func (a *auditor) addOther(e *entry) {
+	switch e.Kind {
+	case sampledEntry:
+		// Until the node has saved that, the next one may return the item once more.
+		if before, twice := a.sampled[e.Key]; twice && survives(a.kills, min(before.From, e.Begin), min(before.To, e.End)) {
+			a.faultf("an item of the queue was sampled twice: %+v", *e)
 		}
-	}
-	var tables [queueTable + 1][]entry
-	for _, e := range entries {
-		if e.Kind == itemEntry && e.Sequence >= a.oldest && (e.Table != queueTable || !sampled[e.Key]) {
-			tables[e.Table] = append(tables[e.Table], e)
+		a.sampled[e.Key] = killed{e.Begin, e.End}
+	case updateEntry, deleteEntry:
+		if item := a.items[e.Table][e.Key]; item != nil {
+			c := &change{deleted: e.Kind == deleteEntry, version: e.Version, begin: e.Begin, end: never}
+			item.changes, a.calls[e.Call] = append(item.changes, c), append(a.calls[e.Call], c)
 		}
+	case doneEntry:
+		for _, c := range a.calls[e.Call] {
+			c.end = e.End
+		}
+		delete(a.calls, e.Call)
 	}
+}
+
+// lasting reports whether a change was acknowledged, and not lost with a node.
+func (a *auditor) lasting(c *change) bool { return c.end != never && survives(a.kills, c.begin, c.end) }
+
+// tables checks that the tables have all items that were acknowledged and whose rows were not
+// overwritten, with the priorities of the last update, and none that has left its table. It returns
+// how many there must be.
+func (a *auditor) tables(ctx context.Context, lost int) (int, error) {
 	count := 0
-	for table, items := range tables {
-		count += len(items)
-		missing, err := a.missing(ctx, table, items)
-		if err != nil {
-			return 0, err
+	for table, items := range a.items {
+		there := make(map[uint64]float64)
+		for item, err := range a.typed.Client().Items(ctx, tableNames()[table]) {
+			if err != nil {
+				return 0, err
+			}
+			there[item.Key.Number()] = item.Priority
+		}
+		var missing []*audited
+		for key, item := range items {
+			priority, ok := there[key]
+			if ok {
+				a.checkItem(table, key, item, priority)
+			}
+			if a.mustBeThere(table, key, item) {
+				if n := len(a.kills); n > 0 && item.entry.End < a.kills[n-1].From {
+					a.kept++
+				}
+				if count++; !ok {
+					missing = append(missing, item)
+				}
+			}
 		}
 		if table == queueTable && len(missing) <= lost {
 			continue
 		}
-		for _, e := range missing {
-			a.faultf("an acknowledged item is lost: %+v, of %d; the oldest row is %d", e, len(items), a.oldest)
+		for _, item := range missing {
+			a.faultf("an acknowledged item is lost: %+v, of %d; the oldest row is %d", item.entry, len(items), a.oldest)
 		}
 	}
 	return count, nil
 }
 
-// keys checks that no two items have the same key.
-func (a *auditor) keys(entries []entry) {
-	known := make(map[[2]uint64]entry)
-	for _, e := range entries {
-		if e.Kind != itemEntry {
-			continue
-		}
-		if other, twice := known[[2]uint64{e.Table, e.Key}]; twice {
-			a.faultf("two items have the same key: %+v and %+v", other, e)
-		}
-		known[[2]uint64{e.Table, e.Key}] = e
-	}
+// mustBeThere reports whether an item was acknowledged, not lost with a node, not deleted and not
+// sampled.
+func (a *auditor) mustBeThere(table int, key uint64, item *audited) bool {
+	_, sampled := a.sampled[key]
+	return (table != queueTable || !sampled) && a.lasting(item.changes[0]) &&
+		!slices.ContainsFunc(item.changes, func(c *change) bool { return c.deleted })
 }
 
-// missing returns the items that are not in a table. It updates the priorities of the others.
-func (a *auditor) missing(ctx context.Context, table int, items []entry) ([]entry, error) {
-	if len(items) == 0 {
-		return nil, nil
+// checkItem checks an item that is in its table. Its priority is that of an update after which no
+// other one was made that has not been lost.
+func (a *auditor) checkItem(table int, key uint64, item *audited, priority float64) {
+	if at, sampled := a.sampled[key]; table == queueTable && sampled && survives(a.kills, at.From, at.To) {
+		a.faultf("an item that left the queue is there again: %+v", item.entry)
 	}
-	req := &replayv1.UpdatePrioritiesRequest{Table: tableNames()[table]}
-	for _, e := range items {
-		req.Keys = append(req.Keys, e.Key)
-		id := identity{table: table, writer: e.Writer, first: e.Number, length: int(e.Count), across: e.Across == 1}
-		req.Priorities = append(req.Priorities, id.priority(0))
+	e, latest := &item.entry, int64(math.MinInt64)
+	id := identity{table: table, writer: e.Writer, first: e.Number, length: int(e.Count), across: e.Across == 1}
+	if !id.hasPriority(priority) {
+		a.faultf("an item has the priority of another one, %x: %+v", math.Float64bits(priority), *e)
+		return
 	}
-	res, err := a.handle.UpdatePriorities(ctx, req)
-	switch half := len(items) / 2; {
-	case err != nil || res.GetStale() == 0:
-		return nil, err
-	case half == 0:
-		return items, nil
-	default:
-		first, err := a.missing(ctx, table, items[:half])
-		if err != nil {
-			return nil, err
+	for _, c := range item.changes {
+		if !a.lasting(c) {
+			continue
 		}
-		second, err := a.missing(ctx, table, items[half:])
-		return append(first, second...), err
+		if c.deleted {
+			a.faultf("an item that was deleted is there again: %+v", *e)
+		}
+		latest = max(latest, c.begin)
 	}
+	for _, c := range item.changes {
+		if !c.deleted && c.version == version(priority) && c.end >= latest {
+			return
+		}
+	}
+	a.faultf("an acknowledged priority is lost: %+v has version %d, of %+v", *e, version(priority), item.changes)
 }
 
 // draws checks that each item of the table without replacement is drawn, and that counts add up.
-func (a *auditor) draws(ctx context.Context, entries []entry) (int, error) {
-	res, err := a.handle.Inspect(ctx, &replayv1.InspectRequest{})
+func (a *auditor) draws(ctx context.Context) (int, error) {
+	res, err := a.typed.Client().Handle().Inspect(ctx, &replayv1.InspectRequest{})
 	if err != nil {
 		return 0, err
 	}
@@ -222,9 +290,9 @@ func (a *auditor) draws(ctx context.Context, entries []entry) (int, error) {
 			drawn[key.Number()] = true
 		}
 	}
-	for _, e := range entries {
-		if e.Kind == itemEntry && e.Table == allTable && e.Sequence >= a.oldest && !drawn[e.Key] {
-			a.faultf("an acknowledged item is not drawn: %+v", e)
+	for key, item := range a.items[allTable] {
+		if a.mustBeThere(allTable, key, item) && !drawn[key] {
+			a.faultf("an acknowledged item is not drawn: %+v", item.entry)
 		}
 	}
 	return len(drawn), s.Close()
@@ -288,7 +356,7 @@ func (l *life) rowsOf(ctx context.Context, id uint64) (all []uint64, err error) 
 
 // stats returns the ring's statistics.
 func (l *life) stats(ctx context.Context) (ring.Stats, error) {
-	description, err := l.handle.Describe(ctx, &replayv1.DescribeRequest{})
+	description, err := l.typed.Client().Handle().Describe(ctx, &replayv1.DescribeRequest{})
 	if err != nil {
 		return ring.Stats{}, err
 	}

@@ -8,6 +8,10 @@
 // what was acknowledged in files, which survive their death. While nothing is written, the auditor
 // compares them with the replay.
 //
-// `make test` writes 100,000 rows; `go test ./internal/replaytest -rows=10000000 -kills=50` writes
-// ten million. The choices follow from -seed; a failure prints it, and what was done.
+// The records also have the time of each call. Where the next node takes over the file of one that
+// was killed, they say which items, priorities and deletions must have been kept.
+//
+// `make test` writes 20,000 rows and `make test-soak` 100,000;
+// `go test ./internal/replaytest -rows=10000000 -kills=20 -timeout=0` writes ten million. The
+// choices follow from -seed; a failure prints it, and what was done.
 package replaytest

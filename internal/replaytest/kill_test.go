@@ -27,6 +27,15 @@ type checker struct {
 	path string
 	pid  int
 	life uint64
+	// keeps is set if the ring outlives its node: file is its file, and nodeKills are the kills of
+	// its nodes.
+	keeps bool
+	// kept is how many items audits have found that were to survive a kill of the node.
+	kept int
+	// aged is set if the replay is that of items that are updated at a high rate.
+	aged      bool
+	file      string
+	nodeKills []killed
 	// writers is the first id of the next writers.
 	writers uint64
 	// lost is how many items of the queue may have been lost with their readers in this life.
@@ -42,6 +51,16 @@ func readerTasks() []string { return []string{"read", "per", "all", "consume", "
 // through the node.
 func newChecker(t *testing.T) *checker {
 	t.Helper()
+	c := newCheckerOf(t, nil)
+	for _, role := range []string{actorRole, actorRole, remoteRole} {
+		c.actors = append(c.actors, c.actor("writer", role, writerTasks()...), c.actor("reader", role, readerTasks()...))
+	}
+	return c
+}
+
+// newCheckerOf starts processes of the given roles that have the same tasks.
+func newCheckerOf(t *testing.T, tasks []string, roles ...string) *checker {
+	t.Helper()
 	chosen := *seed
 	if chosen == 0 {
 		chosen = rand.Uint64()
@@ -50,8 +69,8 @@ func newChecker(t *testing.T) *checker {
 	c.history.seed = chosen
 	c.creator = c.actor("creator", actorRole)
 	c.inspector = c.actor("auditor", actorRole)
-	for _, role := range []string{actorRole, actorRole, remoteRole} {
-		c.actors = append(c.actors, c.actor("writer", role, writerTasks()...), c.actor("reader", role, readerTasks()...))
+	for _, role := range roles {
+		c.actors = append(c.actors, c.actor("actor", role, tasks...))
 	}
 	return c
 }
@@ -62,22 +81,37 @@ func (c *checker) order(do string, p *process) order {
 	if len(p.tasks) == len(readerTasks()) {
 		c.lost += queueBatch
 	}
-	return order{Do: do, Path: c.path, Life: c.life, Tasks: p.tasks, First: c.writers, Seed: c.random.Uint64()}
+	return order{Do: do, Path: c.path, Life: c.life, File: c.file, Tasks: p.tasks, First: c.writers, Seed: c.random.Uint64()}
 }
 
 // begin creates a replay, and lets all processes use it.
 func (c *checker) begin() {
 	c.t.Helper()
+	require.NoError(c.t, os.RemoveAll(lifeRecords(c.records(), c.life)))
 	c.life++
 	c.lost = 0
 	require.NoError(c.t, os.Mkdir(c.directory(), 0o700))
-	a := c.creator.Must(order{Do: "create", Directory: c.directory()})
-	c.path, c.pid = a.Path, a.PID
+	if c.keeps {
+		c.file = filepath.Join(c.directory(), "kept.ring")
+	}
+	c.create()
 	c.history.didf("life %d: %s is process %d", c.life, c.path, c.pid)
-	c.inspector.Must(order{Do: "open", Path: c.path, Life: c.life})
+	c.inspector.Must(order{Do: "open", Path: c.path, Life: c.life, File: c.file})
 	for _, p := range c.actors {
 		p.Must(c.order("open", p))
 	}
+}
+
+// create creates the node.
+func (c *checker) create() {
+	c.t.Helper()
+	create := order{Do: "create", Directory: c.directory()}
+	if c.keeps {
+		create = order{Do: "create", File: c.file, Aged: c.aged}
+	}
+	// The kernel may not have ended a killed process yet, which has locked the file.
+	a := c.creator.Eventually(proctest.Patience, create, func(a answer) bool { return a.Error == "" }, "the replay is not created")
+	c.path, c.pid = a.Path, a.PID
 }
 
 // leave ends what uses the replay. dead is set if it is dead.
@@ -94,12 +128,15 @@ func (c *checker) leave(dead bool) {
 }
 
 // rows returns how many rows were written.
-func (c *checker) rows() int64 {
+func (c *checker) rows() int64 { return c.written + c.done("rows") }
+
+// done returns how much tasks of a name have done that run.
+func (c *checker) done(task string) int64 {
 	c.history.mu.Lock()
 	defer c.history.mu.Unlock()
-	n := c.written
+	n := int64(0)
 	for _, counts := range c.history.counts {
-		n += counts["rows"]
+		n += counts[task]
 	}
 	return n
 }
@@ -211,25 +248,43 @@ func (c *checker) audit() {
 	c.t.Helper()
 	c.quiet()
 	c.history.check()
-	a := c.inspector.Must(order{Do: "audit", Lost: c.lost})
+	a := c.inspector.Must(order{Do: "audit", Lost: c.lost, Kills: c.nodeKills})
 	c.history.didf("audit: %s", a.Text)
 	c.t.Logf("life %d: %d rows written; %s", c.life, c.rows(), a.Text)
 	require.Empty(c.t, a.Faults)
+	c.kept += a.Kept
 }
 
 // killReplay kills the replay's process while it is in use. All that wait for it get errors.
 func (c *checker) killReplay() {
 	c.t.Helper()
+	c.killNode()
+	c.leave(true)
+	c.forget(c.actors...)
+}
+
+// killNode is killReplay, but the replay stays open. Processes that are stopped get no errors.
+func (c *checker) killNode() {
+	c.t.Helper()
+	readers := 0
+	for _, p := range c.actors {
+		if (c.aged || len(p.tasks) == len(readerTasks())) && !p.stopped {
+			readers++
+		}
+	}
 	c.history.mu.Lock()
 	before := c.history.released
 	c.history.mu.Unlock()
 	c.history.didf("kill the replay, process %d", c.pid)
+	at := killed{From: clock()}
 	proctest.Kill(c.t, c.pid)
+	at.To = clock()
+	c.nodeKills = append(c.nodeKills, at)
+	// What the node has returned may be lost on its way.
+	c.lost += queueBatch * len(c.actors)
 	c.history.await(time.Second+slow, "calls that wait get no errors within a second of the death of the replay's process", func() bool {
-		return c.history.released >= before+len(c.actors)/2
+		return c.history.released >= before+readers
 	})
-	c.leave(true)
-	c.forget(c.actors...)
 }
 
 // slow is added to the bounds of what must not take long: other tests use the processors too, and
@@ -284,58 +339,108 @@ func (c *checker) finish() {
 	c.creator.Must(order{Do: "end", Path: c.path})
 	left, err := os.ReadDir(c.directory())
 	require.NoError(c.t, err)
+	if c.keeps {
+		require.Len(c.t, left, 3, "the ring, its items and the node's reference stay")
+		return
+	}
 	require.Empty(c.t, left, "the ring's file is left")
 }
 
-// A replay with a file is killed while it is in use, and the next node takes over its file. The
-// processes that have mapped the ring go on, and all rows that were acknowledged are there.
+// takeOver creates the next node with the file. Processes that have mapped the ring go on, and the
+// others find the node.
+func (c *checker) takeOver() {
+	c.t.Helper()
+	c.create()
+	c.history.didf("%s is process %d", c.path, c.pid)
+	for _, p := range c.actors {
+		if p.role == remoteRole && !p.stopped {
+			c.reopen(p)
+		}
+	}
+}
+
+// reopen makes a process that goes through the node use the next one.
+func (c *checker) reopen(p *process) {
+	c.t.Helper()
+	p.Must(order{Do: "leave"})
+	c.forget(p)
+	again := c.order("open", p)
+	again.Calm = true
+	p.Must(again)
+}
+
+// calm makes all write slowly for more than a second, so that the ring has items that the node must
+// have saved.
+func (c *checker) calm() {
+	c.t.Helper()
+	for _, p := range c.actors {
+		p.Must(order{Do: "calm"})
+	}
+	proctest.Pause(time.Duration(maxAge))
+	c.pause(700 * time.Millisecond)
+}
+
+// A replay with a file is killed while it is in use, as its users are, and the next node takes over
+// its file. The processes that have mapped the ring go on. All rows that were acknowledged are
+// there, and all items and priorities that were a second before.
 func TestReplayWithFileSurvivesKills(t *testing.T) {
 	c := newChecker(t)
-	var mapped []*process
-	for _, p := range c.actors {
-		if p.role == actorRole {
-			mapped = append(mapped, p)
-		} else {
-			p.End()
-		}
-	}
-	c.actors, c.life = mapped, 1
-	require.NoError(t, os.Mkdir(c.directory(), 0o700))
-	create := order{Do: "create", File: filepath.Join(c.directory(), "kept")}
-	open := func(p *process) {
-		o := c.order("open", p)
-		o.File = create.File
-		p.Must(o)
-	}
-	for round := range *kills + 1 {
-		// The kernel may not have ended the killed process yet, which has locked the file.
-		a := c.creator.Eventually(proctest.Patience, create, func(a answer) bool { return a.Error == "" }, "the file is not taken over")
-		c.path, c.pid = a.Path, a.PID
-		c.history.didf("%s is process %d", c.path, c.pid)
-		if round == 0 {
-			for _, p := range append(c.actors, c.inspector) {
-				open(p)
+	c.keeps = true
+	c.begin()
+	nodes := *kills + 1
+	for node := range nodes {
+		c.history.progress("at the beginning", c.actors)
+		before := c.rows()
+		quota := int64(*rows / 4 / nodes)
+		for due := int64(0); c.rows()-before < quota; {
+			if c.rows()-before >= due {
+				c.disturb()
+				due += max(disturbances, quota/200)
+				continue
 			}
+			c.history.progress("between disturbances", c.actors)
 		}
-		c.lap()
-		c.history.progress("with the next node", c.actors)
-		c.quiet()
-		c.history.check()
-		a = c.inspector.Must(order{Do: "audit"})
-		c.history.didf("audit: %s", a.Text)
-		t.Logf("node %d: %s", round+1, a.Text)
-		require.Empty(t, a.Faults)
-		if round == *kills {
+		c.audit()
+		if node == nodes-1 {
 			break
 		}
 		for _, p := range c.actors {
 			p.Must(c.order("start", p))
 		}
 		c.history.progress("after the audit", c.actors)
-		c.pause(300 * time.Millisecond)
-		c.history.didf("kill the replay, process %d", c.pid)
-		proctest.Kill(t, c.pid)
+		c.calm()
+		c.changeNode()
+		c.audit()
+		for _, p := range c.actors {
+			p.Must(c.order("start", p))
+		}
 	}
-	c.leave(false)
-	c.creator.Must(order{Do: "end", Path: c.path})
+	require.True(t, c.kept > 0 || nodes == 1, "no item was old enough to be checked")
+	c.finish()
+}
+
+// changeNode kills the node, and lets the next one take over the file. A process may be stopped
+// meanwhile.
+func (c *checker) changeNode() {
+	c.t.Helper()
+	var p *process
+	if i := c.random.IntN(2 * len(c.actors)); i < len(c.actors) {
+		p = c.actors[i]
+		c.history.didf("stop %s", p.Name)
+		p.Stop()
+		p.stopped = true
+	}
+	c.killNode()
+	c.takeOver()
+	c.history.progress("with the next node", c.actors)
+	if p == nil {
+		return
+	}
+	c.history.didf("continue %s", p.Name)
+	p.Resume()
+	p.stopped = false
+	if p.role == remoteRole {
+		c.reopen(p)
+	}
+	c.history.progress("with the next node, which took over while it was stopped", c.actors)
 }

@@ -11,8 +11,8 @@ import (
 )
 
 var (
-	rows  = flag.Int("rows", 100_000, "how many rows TestReplaySurvivesKills writes at least")
-	kills = flag.Int("kills", 3, "how many times TestReplaySurvivesKills kills the replay's process")
+	rows  = flag.Int("rows", 20_000, "how many rows TestReplaySurvivesKills writes at least")
+	kills = flag.Int("kills", 1, "how many times a test kills the replay's process")
 	seed  = flag.Uint64("seed", 0, "the seed of random choices; 0 chooses one")
 	stuck = flag.Duration("stuck", time.Minute, "how long a task may make no progress: reaching it is a failure")
 )
@@ -64,8 +64,14 @@ type order struct {
 	Life uint64 `json:"life,omitempty"`
 	// Directory is that of the ring that is created.
 	Directory string `json:"directory,omitempty"`
-	// File is that of a ring that outlives its node. Items may be lost with the node then.
+	// File is that of a ring that outlives its node.
 	File string `json:"file,omitempty"`
+	// Aged makes the ring that of items that are updated at a high rate. Limit is how old its items
+	// may be after a takeover, in nanoseconds.
+	Aged bool `json:"aged,omitempty"`
+	// Calm makes tasks write slowly.
+	Calm  bool  `json:"calm,omitempty"`
+	Limit int64 `json:"limit,omitempty"`
 	// Tasks are started. Each writer of them has an id from First on, and its choices follow from
 	// Seed.
 	Tasks []string `json:"tasks,omitempty"`
@@ -73,6 +79,27 @@ type order struct {
 	Seed  uint64   `json:"seed,omitempty"`
 	// Lost is how many items of a queue may have been lost with their readers.
 	Lost int `json:"lost,omitempty"`
+	// Kills are those of nodes whose file another node has taken over.
+	Kills []killed `json:"kills,omitempty"`
+}
+
+// killed is the time in which a process was killed. It was alive before, and dead afterwards.
+type killed struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
+}
+
+// maxAge is how old the items of a file may be.
+const maxAge = int64(time.Second)
+
+// survives reports whether what was acknowledged has survived kills of the node.
+func survives(kills []killed, begin, end int64) bool {
+	for _, k := range kills {
+		if begin <= k.To && end >= k.From-maxAge {
+			return false
+		}
+	}
+	return true
 }
 
 // answer is an actor's answer to an order, or an event.
@@ -89,6 +116,8 @@ type answer struct {
 	// Faults are what an audit has found, and Text what it has checked.
 	Faults []string `json:"faults,omitempty"`
 	Text   string   `json:"text,omitempty"`
+	// Kept is how many items there must be since before the node was killed.
+	Kept int `json:"kept,omitempty"`
 }
 
 // Numbered returns the order with a number.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/raylink/raylink/services/replay"
@@ -137,12 +138,14 @@ func (t *task) sampler(table, items int, then func(ctx context.Context, s *repla
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	t.drawn = clock()
 	for t.ctx.Err() == nil {
 		t.step(func(ctx context.Context) error {
 			b, err := s.Next(ctx)
 			if err != nil {
 				return err
 			}
+			defer func() { t.drawn = clock() }()
 			ids, err := t.checkBatch(table, m, b, items)
 			if err != nil {
 				t.fault(err)
@@ -154,16 +157,55 @@ func (t *task) sampler(table, items int, then func(ctx context.Context, s *repla
 	return nil
 }
 
-// samplePrioritized samples with batches drawn ahead, and updates priorities.
+// samplePrioritized samples with batches drawn ahead, updates priorities, and deletes some items.
 func (t *task) samplePrioritized(uint64) error {
 	return t.sampler(perTable, 16, func(ctx context.Context, s *replay.Sampler[columns], b *replay.SampledBatch[columns], ids []identity) error {
-		priorities := make([]float64, len(ids))
+		// An item that is there twice gets the same priority twice.
+		priorities, versions := make([]float64, len(ids)), make(map[uint64]uint64)
+		entries := make([]entry, len(ids))
 		for i, id := range ids {
-			priorities[i] = id.priority(t.random.Uint64())
+			key := b.Info[i].Key.Number()
+			if versions[key] == 0 {
+				versions[key] = 1 + t.random.Uint64N(versionsOfUpdates)
+			}
+			priorities[i] = id.priority(versions[key])
+			entries[i] = entry{
+				Kind: updateEntry, Life: t.number, Sequence: b.Info[i].Sequences[0], Count: uint64(id.length),
+				Table: perTable, Key: key, Version: versions[key],
+			}
 		}
-		_, err := s.Update(ctx, b.Keys(), priorities)
-		return err
+		err := t.recorded(entries, func() error {
+			_, err := s.Update(ctx, b.Keys(), priorities)
+			return err
+		})
+		if err != nil || t.random.IntN(10) > 0 {
+			return err
+		}
+		last := entries[len(entries)-1]
+		last.Kind = deleteEntry
+		return t.recorded([]entry{last}, func() error {
+			_, err := t.typed.Client().Delete(ctx, tableNames()[perTable], b.Keys()[len(ids)-1:])
+			return err
+		})
 	}, replay.Prefetch(4), replay.Weights(0.4))
+}
+
+// versionsOfUpdates is how many priorities an update can choose.
+const versionsOfUpdates = versions - 1
+
+// recorded makes a call, and records before and afterwards what it changes.
+func (t *task) recorded(entries []entry, call func() error) error {
+	number, begin := uint64(os.Getpid())<<32|t.calls.Add(1), clock()
+	for i := range entries {
+		entries[i].Call, entries[i].Begin = number, begin
+	}
+	if err := t.record.add(entries...); err != nil {
+		return err
+	}
+	if err := call(); err != nil {
+		return err
+	}
+	return t.record.add(entry{Kind: doneEntry, Life: t.number, Call: number, Begin: begin, End: clock()})
 }
 
 // sampleAll samples without replacement.
@@ -181,7 +223,7 @@ func (t *task) consume(uint64) error {
 		for i, id := range ids {
 			entries[i] = entry{
 				Kind: sampledEntry, Life: t.number, Writer: id.writer, Number: id.first, Sequence: b.Info[i].Sequences[0],
-				Count: uint64(id.length), Table: queueTable, Key: b.Info[i].Key.Number(),
+				Count: uint64(id.length), Table: queueTable, Key: b.Info[i].Key.Number(), Begin: t.drawn, End: clock(),
 			}
 		}
 		return t.record.add(entries...)

@@ -121,8 +121,8 @@ type identity struct {
 	across bool
 }
 
-// versions is how many priorities an item can have.
-const versions = 16
+// versions is how many priorities an item can have. It is created with the first one.
+const versions = 1 << 12
 
 // priority returns a priority that no other item has: it is from 1 to 2.
 func (id identity) priority(version uint64) float64 {
@@ -131,13 +131,16 @@ func (id identity) priority(version uint64) float64 {
 		across = 1
 	}
 	hash := mix(uint64(id.table), id.writer, id.first, uint64(id.length), across)
-	return math.Float64frombits(1023<<52 | hash>>16<<4 | version%versions)
+	return math.Float64frombits(1023<<52 | hash>>24<<12 | version%versions)
 }
 
 // hasPriority reports whether a priority is one of the item's.
 func (id identity) hasPriority(priority float64) bool {
 	return math.Float64bits(priority)|(versions-1) == math.Float64bits(id.priority(versions-1))
 }
+
+// version returns which of the item's priorities it is.
+func version(priority float64) uint64 { return math.Float64bits(priority) % versions }
 
 // identify returns what an item is whose rows and priority are given, or what is wrong with it.
 func identify(table int, rows []content, priority float64) (identity, error) {

@@ -129,7 +129,7 @@ func (h *events) add(process string, a answer) {
 		h.released++
 		fallthrough
 	case troubleEvent:
-		h.troubles = append(h.troubles, fmt.Sprintf("%s: %s: %s", process, a.Code, a.Error))
+		h.troubles = append(h.troubles[max(0, len(h.troubles)-100):], fmt.Sprintf("%s: %s: %s", process, a.Code, a.Error))
 	default:
 		h.faults = append(h.faults, fmt.Sprintf("%s: %s %s", process, a.Code, a.Error))
 	}

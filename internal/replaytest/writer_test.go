@@ -150,7 +150,11 @@ func (t *task) writeRows(first uint64) error {
 	}
 	for t.ctx.Err() == nil {
 		t.step(func(ctx context.Context) error {
-			switch k := t.random.IntN(100); {
+			k := t.random.IntN(100)
+			if t.calm.Load() {
+				k %= 80
+			}
+			switch {
 			case k < 80:
 				return inPlace.append(ctx, 1+t.random.IntN(8), false)
 			case k < 84:
@@ -165,7 +169,7 @@ func (t *task) writeRows(first uint64) error {
 				return batches.append(ctx, 1+t.random.IntN(500), true)
 			}
 		})
-		t.rest(time.Duration(t.random.IntN(400)) * time.Microsecond)
+		t.pause(400 * time.Microsecond)
 	}
 	return nil
 }
@@ -206,7 +210,7 @@ func (t *task) writeEpisodes(first uint64, table func() int) error {
 			}
 			return w.settle()
 		})
-		t.rest(time.Duration(t.random.IntN(1000)) * time.Microsecond)
+		t.pause(time.Millisecond)
 	}
 	return w.flush()
 }
@@ -228,13 +232,14 @@ func (w *writer) item(ctx context.Context, table int) error {
 	if across {
 		options, mark = append(options, replay.AcrossEpisodes()), 1
 	}
+	begin := clock()
 	key, err := w.typed.Item(ctx, tableNames()[table], length, id.priority(0), options...)
 	if err != nil {
 		return w.lost(err)
 	}
 	w.pending = append(w.pending, pending{key: key, entry: entry{
 		Kind: itemEntry, Life: w.life.number, Writer: w.id, Number: id.first, Sequence: w.last[len(w.last)-length],
-		Count: uint64(length), Table: uint64(table), Across: mark,
+		Count: uint64(length), Table: uint64(table), Across: mark, Begin: begin,
 	}})
 	return nil
 }
@@ -250,12 +255,13 @@ func (w *writer) tooLong(ctx context.Context, table int) {
 // settle records the items that were confirmed.
 func (w *writer) settle() error {
 	var entries []entry
-	left := w.pending[:0]
+	left, end := w.pending[:0], clock()
 	for _, p := range w.pending {
 		key, confirmed := p.key.Get()
 		if !confirmed {
 			left = append(left, p)
 		} else if p.entry.Key = key.Number(); p.entry.Key != 0 {
+			p.entry.End = end
 			entries = append(entries, p.entry)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"connectrpc.com/connect/v2"
@@ -223,9 +224,12 @@ func contents(t *testing.T, directory string) map[string]string {
 	require.NoError(t, err)
 	files := make(map[string]string)
 	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(directory, e.Name()))
-		require.NoError(t, err)
-		files[e.Name()] = string(b)
+		files[e.Name()] = e.Type().String()
+		if e.Type().IsRegular() {
+			b, err := os.ReadFile(filepath.Join(directory, e.Name()))
+			require.NoError(t, err)
+			files[e.Name()] = string(b)
+		}
 	}
 	return files
 }
@@ -290,6 +294,47 @@ func TestFilesThatCannotBeUsedAreRefused(t *testing.T) {
 			require.NoError(t, openFileNode(t, other, nil).close())
 			require.NoError(t, os.Rename(other.GetFile()+itemsSuffix, config.GetFile()+itemsSuffix))
 		}, ring.ErrFormat, []string{"is that of another ring"}},
+		"empty": {func(t *testing.T, config *replayv1.ReplayConfig) {
+			t.Helper()
+			require.NoError(t, os.Truncate(config.GetFile(), 0))
+		}, ring.ErrFormat, []string{"wrong magic number"}},
+		"longer": {func(t *testing.T, config *replayv1.ReplayConfig) {
+			t.Helper()
+			info, err := os.Stat(config.GetFile())
+			require.NoError(t, err)
+			require.NoError(t, os.Truncate(config.GetFile(), info.Size()+4096))
+		}, ring.ErrFormat, []string{"bytes instead of"}},
+		"of another ring": {func(t *testing.T, config *replayv1.ReplayConfig) {
+			t.Helper()
+			other := proto.CloneOf(config)
+			other.File += "2"
+			n := openFileNode(t, other, nil)
+			write(t, open(t, n), 1)
+			createItems(t, n, "per", 0)
+			require.NoError(t, n.close())
+			require.NoError(t, os.Rename(other.GetFile(), config.GetFile()))
+		}, ring.ErrFormat, []string{"ring.items, is that of another ring"}},
+		"another user's":         {ofAnotherUser(""), ring.ErrForeign, []string{"owner 12345"}},
+		"another user's items":   {ofAnotherUser(itemsSuffix), ring.ErrForeign, []string{"owner 12345"}},
+		"another user's node":    {ofAnotherUser(nodeSuffix), ring.ErrForeign, []string{"owner 12345"}},
+		"a pipe":                 {replacedBy("", makePipe), ring.ErrForeign, []string{"not a regular file"}},
+		"a pipe of items":        {replacedBy(itemsSuffix, makePipe), ring.ErrForeign, []string{"not a regular file"}},
+		"a pipe of the node":     {replacedBy(nodeSuffix, makePipe), ring.ErrForeign, []string{"not a regular file"}},
+		"a link":                 {replacedBy("", makeLink), ring.ErrForeign, []string{"symbolic link"}},
+		"a link to items":        {replacedBy(itemsSuffix, makeLink), ring.ErrForeign, []string{"symbolic link"}},
+		"a link to the node":     {replacedBy(nodeSuffix, makeLink), ring.ErrForeign, []string{"symbolic link"}},
+		"a directory of items":   {replacedBy(itemsSuffix, makeDirectory), nil, []string{"directory"}},
+		"a directory of nodes":   {replacedBy(nodeSuffix, makeDirectory), nil, []string{"directory"}},
+		"a link to nothing":      {replacedBy("", makeDanglingLink), ring.ErrForeign, []string{"symbolic link"}},
+		"no items in the file":   {truncatedItems(0), ring.ErrFormat, []string{"is not complete"}},
+		"items without a begin":  {truncatedItems(5), ring.ErrFormat, []string{"is not complete"}},
+		"items without a commit": {truncatedItems(100), ring.ErrFormat, []string{"is not complete"}},
+		"zeros behind the items": {func(t *testing.T, config *replayv1.ReplayConfig) {
+			t.Helper()
+			info, err := os.Stat(config.GetFile() + itemsSuffix)
+			require.NoError(t, err)
+			require.NoError(t, os.Truncate(config.GetFile()+itemsSuffix, info.Size()+50))
+		}, ring.ErrFormat, []string{".items: damaged: the record at byte"}},
 		"a directory": {func(_ *testing.T, config *replayv1.ReplayConfig) {
 			config.File = filepath.Dir(config.GetFile())
 		}, nil, []string{"directory"}},
@@ -326,6 +371,88 @@ func TestFilesThatCannotBeUsedAreRefused(t *testing.T) {
 				require.ErrorIs(t, remote, c.want)
 			}
 		})
+	}
+}
+
+// ofAnotherUser gives a file to another user.
+func ofAnotherUser(suffix string) func(*testing.T, *replayv1.ReplayConfig) {
+	return func(t *testing.T, config *replayv1.ReplayConfig) {
+		t.Helper()
+		if os.Geteuid() != 0 {
+			t.Skip("only root can give away files")
+		}
+		require.NoError(t, os.Chown(config.GetFile()+suffix, 12345, -1))
+	}
+}
+
+// replacedBy replaces a file, whose content moves elsewhere.
+func replacedBy(suffix string, replace func(t *testing.T, path, moved string)) func(*testing.T, *replayv1.ReplayConfig) {
+	return func(t *testing.T, config *replayv1.ReplayConfig) {
+		t.Helper()
+		path, moved := config.GetFile()+suffix, filepath.Join(t.TempDir(), "moved")
+		require.NoError(t, os.Rename(path, moved))
+		replace(t, path, moved)
+	}
+}
+
+func makeLink(t *testing.T, path, moved string) {
+	t.Helper()
+	require.NoError(t, os.Symlink(moved, path))
+}
+
+func makeDanglingLink(t *testing.T, path, moved string) {
+	t.Helper()
+	require.NoError(t, os.Symlink(moved+"2", path))
+}
+
+func makePipe(t *testing.T, path, _ string) {
+	t.Helper()
+	require.NoError(t, syscall.Mkfifo(path, 0o600))
+}
+
+func makeDirectory(t *testing.T, path, _ string) {
+	t.Helper()
+	require.NoError(t, os.Mkdir(path, 0o700))
+}
+
+// truncatedItems leaves the beginning of the items.
+func truncatedItems(size int64) func(*testing.T, *replayv1.ReplayConfig) {
+	return func(t *testing.T, config *replayv1.ReplayConfig) {
+		t.Helper()
+		require.NoError(t, os.Truncate(config.GetFile()+itemsSuffix, size))
+	}
+}
+
+// TestItemsAreThoseOfTheLastCompleteSave cuts off the file of items in and behind its last save, as
+// where the process was killed while it wrote: all of it counts, or nothing.
+func TestItemsAreThoseOfTheLastCompleteSave(t *testing.T) {
+	config := fileConfig(t, Table("per", FIFO()))
+	n := openFileNode(t, config, nil)
+	n.file.cancel()
+	n.file.saver.Wait()
+	write(t, open(t, n), 1, 2)
+	createItems(t, n, "per", 0)
+	n.file.save()
+	before := n.file.log.Size()
+	createItems(t, n, "per", 1)
+	n.file.save()
+	after := n.file.log.Size()
+	kill(t, n)
+	whole, err := os.ReadFile(config.GetFile() + itemsSuffix)
+	require.NoError(t, err)
+	require.Len(t, whole, int(after))
+	for size := before; size <= after; size++ {
+		require.NoError(t, os.WriteFile(config.GetFile()+itemsSuffix, whole[:size], 0o600))
+		want := 1
+		if size == after {
+			want = 2
+		}
+		next, err := openNode(config, &nodev1.NodeRef{}, slog.New(slog.DiscardHandler))
+		require.NoError(t, err, "%d of %d bytes", size, after)
+		next.file.cancel()
+		next.file.saver.Wait()
+		require.Equal(t, want, next.tables.byName["per"].Len(), "%d of %d bytes", size, after)
+		kill(t, next)
 	}
 }
 

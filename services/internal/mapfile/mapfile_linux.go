@@ -74,6 +74,9 @@ func isTmpfs(fs *unix.Statfs_t) bool { return fs.Type == unix.TMPFS_MAGIC }
 // others than its user can access the file.
 func Open(path string) (*os.File, int64, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, 0, fmt.Errorf("%w: it is a symbolic link", ErrForeign)
+	}
 	if err != nil {
 		return nil, 0, err //nolint:wrapcheck // complete; the caller adds the operation
 	}

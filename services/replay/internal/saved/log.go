@@ -44,6 +44,8 @@ type Log struct {
 	begun  bool
 	metas  []table.Meta
 	states []table.State
+	// together is how many states are collected at once, and least how many at least.
+	together, least int
 	// rewriteSize is the least size of a file that is written anew, and rewriteTime how long a call
 	// of Save works on a new file, about.
 	rewriteSize int64
@@ -76,13 +78,17 @@ type rewrite struct {
 }
 
 const (
-	// together is how many states are collected at once, with the table's lock.
-	together = 1024
+	// together is how many states are collected at once at first, with the table's lock. Where a
+	// table has more, twice as many are collected the next time, up to mostTogether, which takes
+	// some milliseconds. So calls that change items at the same time do not change them faster than
+	// they are collected, though Save has to wait for the lock each time.
+	together, mostTogether = 2048, 1 << 16
 	// flushSize is how much is written at once, about.
 	flushSize = 1 << 20
-	// collectTime is how long a call of Save collects changes, if there are always more. Only then
-	// the items of a commit are not all as they were at one time.
-	collectTime = time.Second
+	// collectTime is how long a call of Save collects changes of all tables, if there are always
+	// more; it has some of each. Only then the items of a commit are not all as they were at one
+	// time. It bounds their age: see [Log.Save].
+	collectTime = 200 * time.Millisecond
 )
 
 // Create makes a file with all that the tables have, in place of the one that may be there, and
@@ -117,7 +123,7 @@ func newLog(path string, owner []byte, sources []Source) *Log {
 	}
 	return &Log{
 		path: path, owner: slices.Clone(owner), sources: sources, create: createFile, rewriteSize: 4 << 20, rewriteTime: 100 * time.Millisecond,
-		states: make([]table.State, together), metas: make([]table.Meta, len(sources)),
+		states: make([]table.State, together), metas: make([]table.Meta, len(sources)), together: together, least: together,
 	}
 }
 
@@ -226,22 +232,20 @@ func (measured) Close() error                           { return nil }
 
 // Save writes what has changed since the last call, if anything has. After an error, what has
 // changed is written by the next call that succeeds: until then the file has an earlier state.
+//
+// Unless the disk or the processor keeps it waiting, a call takes up to 200 ms for the changes, and
+// 100 ms for a new file. So the state of a file on which Save is called four times a second is at
+// most 600 ms old.
 func (l *Log) Save() error {
 	if err := l.flush(); err != nil {
 		return err
 	}
 	begin := time.Now()
-	for i, s := range l.sources {
-		for n := len(l.states); n == len(l.states) && time.Since(begin) < collectTime; {
-			now := time.Now()
-			var meta table.Meta
-			n, meta = s.Table.ChangesAndMeta(l.states)
-			l.begun = l.begun || n > 0 || meta != l.metas[i]
-			l.buf, l.metas[i] = AppendItems(l.buf, i, l.states[:n], now), meta
-			if len(l.buf) < flushSize {
-				continue
-			}
-			if err := l.flush(); err != nil {
+	l.together = max(l.together/2, l.least)
+	for i := range l.sources {
+		for full := true; full; full = full && time.Since(begin) < collectTime {
+			var err error
+			if full, err = l.collect(i); err != nil {
 				return err
 			}
 		}
@@ -253,7 +257,25 @@ func (l *Log) Save() error {
 	if err := l.flush(); err != nil {
 		return err
 	}
-	return l.rewrite()
+	return l.rewrite(begin)
+}
+
+// collect encodes some changes of a table, and reports whether there may be more.
+func (l *Log) collect(index int) (full bool, err error) {
+	if l.together > len(l.states) {
+		l.states = make([]table.State, l.together)
+	}
+	now := time.Now()
+	n, meta := l.sources[index].Table.ChangesAndMeta(l.states[:l.together])
+	if full = n == l.together; full {
+		l.together = min(2*l.together, mostTogether)
+	}
+	l.begun = l.begun || n > 0 || meta != l.metas[index]
+	l.buf, l.metas[index] = AppendItems(l.buf, index, l.states[:n], now), meta
+	if len(l.buf) >= flushSize {
+		err = l.flush()
+	}
+	return full, err
 }
 
 // Close closes the file.
@@ -295,8 +317,9 @@ func (o *output) write(b []byte) error {
 	return nil
 }
 
-// rewrite begins, continues or completes a new file, after a commit.
-func (l *Log) rewrite() error {
+// rewrite begins, continues or completes a new file, after the commit of a call that began at a
+// time.
+func (l *Log) rewrite(called time.Time) error {
 	if l.next == nil {
 		if l.out.end < l.rewriteSize || l.out.end < 3*l.base {
 			return nil
@@ -316,7 +339,7 @@ func (l *Log) rewrite() error {
 		if err := l.listSome(); err != nil {
 			return errors.Join(err, l.abandonRewrite())
 		}
-		if time.Since(begin) >= l.rewriteTime {
+		if time.Since(begin) >= l.rewriteTime || time.Since(called) >= collectTime+l.rewriteTime {
 			break
 		}
 	}

@@ -55,7 +55,7 @@ func (r *logRun) limit(log *Log) {
 	}
 	log.out.file = limited{log.out.file.(*os.File), &r.disk}
 	// Small parts, so that everything takes several.
-	log.states, log.rewriteSize, log.rewriteTime = log.states[:len(r.buffer)], 100, 0
+	log.least, log.together, log.states, log.rewriteSize, log.rewriteTime = len(r.buffer), len(r.buffer), log.states[:len(r.buffer)], 100, 0
 }
 
 func (r *logRun) now(t *rapid.T) commit {
