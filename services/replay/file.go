@@ -88,8 +88,10 @@ func (e *FileError) detail() *replayv1.FileFailure {
 	return detail
 }
 
-// CreateError returns the [FileError] that an error of CreateReplay contains, or the error. Such an
-// error may be that of a node in another process, from which it has a code, a text and details.
+// CreateError returns the [FileError] that an error of CreateReplay contains, or the error. It
+// matches [ring.ErrLayout] if there can't be a ring of such columns and capacity, and [ErrLimiter]
+// if there can't be such tables. Such an error may be that of a node in another process, from which
+// it has a code, a text and details.
 func CreateError(err error) error {
 	if err == nil {
 		return nil
@@ -111,7 +113,7 @@ func CreateError(err error) error {
 			return &FileError{Path: failure.GetPath(), Reason: failure.GetReason(), Cause: cause}
 		}
 	}
-	return err
+	return ringError(err)
 }
 
 // fileError returns the error for a cause.
