@@ -45,6 +45,11 @@ func ofPublicTables() []Mutant {
 			Test: "TestRefusedReplaysMakeNothing",
 		},
 		{
+			Name: "replay/lack-of-space-has-no-type",
+			Edit: Edit{File: replay + "node.go", Func: "connectError", Original: "errors.Is(err, ring.ErrSpace)", Mutated: "false"},
+			Test: "TestReplaysThatDoNotFitAreRefused", Alone: true,
+		},
+		{
 			Name: "replay/refused-updates-change-the-first-items",
 			Edit: Edit{
 				File: replay + "internal/table/table.go", Func: "Table.Update", Original: "err := t.validate(i, p); err != nil",

@@ -178,6 +178,8 @@ func reasonError(reason replayv1.Reason) error {
 		return ring.ErrChanged
 	case replayv1.Reason_REASON_KEY:
 		return ErrKey
+	case replayv1.Reason_REASON_SPACE:
+		return ring.ErrSpace
 	case replayv1.Reason_REASON_UNSPECIFIED:
 	}
 	return nil

@@ -208,6 +208,8 @@ func connectError(err error) error {
 		return withDetail(connect.CodeFailedPrecondition, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_CHANGED})
 	case errors.Is(err, ring.ErrLayout):
 		return withDetail(connect.CodeInvalidArgument, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_LAYOUT})
+	case errors.Is(err, ring.ErrSpace):
+		return withDetail(connect.CodeResourceExhausted, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_SPACE})
 	case errors.Is(err, ring.ErrEnded), errors.Is(err, ring.ErrClosed):
 		// Closed is the node's mapping, after it ended the ring, and not the caller's.
 		return withDetail(connect.CodeUnavailable, err, &replayv1.Failure{Reason: replayv1.Reason_REASON_ENDED})

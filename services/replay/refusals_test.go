@@ -89,7 +89,7 @@ func TestRefusedCallsChangeNothing(t *testing.T) {
 func typedErrors() []error {
 	return []error{
 		ErrTable, ErrKey, ErrItem, ErrPriority, ErrLimiter, ErrArgument, ErrBlocked, ErrCheckpoint, ErrNotEmpty, ErrDirectory,
-		ring.ErrBatch, ring.ErrLayout, ring.ErrNoRoom, ring.ErrEnded, ring.ErrClosed,
+		ring.ErrBatch, ring.ErrLayout, ring.ErrSpace, ring.ErrNoRoom, ring.ErrEnded, ring.ErrClosed,
 	}
 }
 
@@ -333,29 +333,34 @@ func TestRefusedReplaysMakeNothing(t *testing.T) {
 	} {
 		for _, file := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
-				directory := t.TempDir()
 				config := testConfig(10)
 				r.change(config)
-				var err error
-				if file {
-					config.File = filepath.Join(directory, "ring")
-					_, err = openNode(config, nil, nil)
-				} else {
-					_, err = newNode(directory, "the-nid", config)
-				}
-				files, readErr := os.ReadDir(directory)
-				require.NoError(t, readErr)
-				require.Empty(t, files)
-				for _, err := range []error{err, CreateError(err), CreateError(encoded(t, err))} {
-					require.ErrorContains(t, err, "configure replay")
-					for _, text := range r.texts {
-						require.ErrorContains(t, err, text)
-					}
-					for _, other := range typedErrors() {
-						require.Equal(t, errors.Is(r.want, other), errors.Is(err, other), "%v is %v", err, other)
-					}
-				}
+				requireRefused(t, config, t.TempDir(), file, r.want, append(r.texts, "configure replay"))
 			})
+		}
+	}
+}
+
+// requireRefused fails to create a node in an empty directory, with a file that is named or not. The
+// error of a node in another process is the same.
+func requireRefused(t *testing.T, config *replayv1.ReplayConfig, directory string, file bool, want error, texts []string) {
+	t.Helper()
+	var err error
+	if file {
+		config.File = filepath.Join(directory, "ring")
+		_, err = openNode(config, nil, nil)
+	} else {
+		_, err = newNode(directory, "the-nid", config)
+	}
+	files, readErr := os.ReadDir(directory)
+	require.NoError(t, readErr)
+	require.Empty(t, files)
+	for _, err := range []error{err, CreateError(err), CreateError(encoded(t, err))} {
+		for _, text := range texts {
+			require.ErrorContains(t, err, text)
+		}
+		for _, other := range typedErrors() {
+			require.Equal(t, errors.Is(want, other), errors.Is(err, other), "%v is %v", err, other)
 		}
 	}
 }

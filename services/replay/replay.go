@@ -162,7 +162,7 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	}
 	r, err := ring.Create(filepath.Join(directory, fileName(nid, rand.Text())), layout)
 	if err != nil {
-		return nil, err
+		return nil, connectError(err)
 	}
 	w, err := r.Writer()
 	if err != nil {

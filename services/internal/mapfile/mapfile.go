@@ -11,6 +11,8 @@ var (
 	ErrUnsupported = errors.New("memory-mapped files need Linux on a little-endian, 64-bit machine")
 	// ErrForeign means that users other than the current one could access a file.
 	ErrForeign = errors.New("the file is not a regular file that only its user can access")
+	// ErrSpace means that the file system has too little space for a file.
+	ErrSpace = errors.New("the file system has too little space")
 	// ErrLocked means that a lock is held.
 	ErrLocked = errors.New("the lock is held by another process or open file")
 )

@@ -67,13 +67,20 @@ func reserveError(err error, path string, size uint64) error {
 	}
 	var fs unix.Statfs_t
 	if statErr := unix.Statfs(parent(path), &fs); statErr != nil {
-		return fmt.Errorf("reserve %d bytes: %w", size, err)
+		return fmt.Errorf("reserve %d bytes: %w", size, &spaceError{err})
 	}
 	block := uint64(fs.Bsize) //nolint:gosec // positive
 	total := fs.Blocks * block
 	text := spaceHint(path, fs.Type == unix.TMPFS_MAGIC, total)
-	return fmt.Errorf("reserve %d bytes: %s, of which %d are available: %w", size, text, fs.Bavail*block, err)
+	return fmt.Errorf("reserve %d bytes: %s, of which %d are available: %w", size, text, fs.Bavail*block, &spaceError{err})
 }
+
+// spaceError is an error of the operating system that matches [ErrSpace].
+type spaceError struct{ error }
+
+func (*spaceError) Is(target error) bool { return target == ErrSpace }
+
+func (e *spaceError) Unwrap() error { return e.error }
 
 // spaceHint describes the file system that lacks space.
 func spaceHint(path string, tmpfs bool, total uint64) string {

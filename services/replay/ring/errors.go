@@ -25,6 +25,8 @@ var (
 	ErrForeign = mapfile.ErrForeign
 	// ErrInUse means that the ring's creator is alive: see [InUseError].
 	ErrInUse = errors.New("the ring is in use")
+	// ErrSpace means that the file system has too little space for the ring.
+	ErrSpace = mapfile.ErrSpace
 	// ErrUnsupported means that the operating system lacks what rings need.
 	ErrUnsupported = mapfile.ErrUnsupported
 	// ErrClosed means that the ring was closed.

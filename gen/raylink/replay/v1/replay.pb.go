@@ -172,6 +172,8 @@ const (
 	Reason_REASON_CHANGED Reason = 11
 	// There is no item with such a key.
 	Reason_REASON_KEY Reason = 10
+	// The file system has too little space for the ring.
+	Reason_REASON_SPACE Reason = 12
 )
 
 // Enum value maps for Reason.
@@ -192,6 +194,7 @@ var (
 		22: "REASON_DIRECTORY",
 		11: "REASON_CHANGED",
 		10: "REASON_KEY",
+		12: "REASON_SPACE",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -209,6 +212,7 @@ var (
 		"REASON_DIRECTORY":   22,
 		"REASON_CHANGED":     11,
 		"REASON_KEY":         10,
+		"REASON_SPACE":       12,
 	}
 )
 
@@ -3352,7 +3356,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x18LIMITER_RULE_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fLIMITER_RULE_SAMPLES_PER_INSERT\x10\x01\x12\x16\n" +
 	"\x12LIMITER_RULE_QUEUE\x10\x02\x12\x16\n" +
-	"\x12LIMITER_RULE_STACK\x10\x03*\xb2\x02\n" +
+	"\x12LIMITER_RULE_STACK\x10\x03*\xc4\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fREASON_BATCH\x10\x01\x12\x11\n" +
@@ -3370,7 +3374,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_CHANGED\x10\v\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +
-	"2\xf0\r\n" +
+	"\x12\x10\n" +
+	"\fREASON_SPACE\x10\f2\xf0\r\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
