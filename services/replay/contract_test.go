@@ -43,6 +43,12 @@ func bothWays(t *testing.T, config *replayv1.ReplayConfig, test func(t *testing.
 // the 64 MiB of the tunnel.
 func openTunnel(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	t.Helper()
+	return openHandle(t, tunnel(t, n))
+}
+
+// tunnel returns a handle for openTunnel. It takes a second to close.
+func tunnel(t *testing.T, n replayv1raylink.ReplayNode) *replayv1raylink.Replay {
+	t.Helper()
 	server, mux := connect.NewServer(), http.NewServeMux()
 	replayv1raylink.RegisterReplayTunnel(server, n)
 	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20))
@@ -56,12 +62,9 @@ func openTunnel(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	streams.Protocols.SetUnencryptedHTTP2(true)
 	t.Cleanup(streams.CloseIdleConnections)
 	transport := byShape{calls: web.Client().Transport, streams: streams}
-	c, err := OpenClient(t.Context(), replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(
+	return replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(
 		&http.Client{Transport: transport}, web.URL, connecthttp.WithReadMaxBytes(64<<20),
-	))))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, c.Close()) })
-	return c
+	)))
 }
 
 // byShape sends bidirectional streams by HTTP/2, because HTTP/1 has none.

@@ -75,6 +75,7 @@ func problems() map[replayv1.FileProblem]error {
 		replayv1.FileProblem_FILE_PROBLEM_OTHER_MACHINE: ring.ErrOtherMachine,
 		replayv1.FileProblem_FILE_PROBLEM_FOREIGN:       ring.ErrForeign,
 		replayv1.FileProblem_FILE_PROBLEM_IN_USE:        ring.ErrInUse,
+		replayv1.FileProblem_FILE_PROBLEM_SPACE:         ErrNoSpace,
 	}
 }
 
@@ -89,8 +90,10 @@ func (e *FileError) detail() *replayv1.FileFailure {
 	return detail
 }
 
-// CreateError returns the [FileError] that an error of CreateReplay contains, or the error. Such an
-// error may be that of a node in another process, from which it has a code, a text and details.
+// CreateError returns the [FileError] that an error of CreateReplay contains, or the error. It
+// matches [ring.ErrLayout] if there can't be a ring of such columns and capacity, [ErrNoSpace] if
+// the file system has no room for it, and [ErrLimiter] if there can't be such tables. Such an error
+// may be that of a node in another process, from which it has a code, a text and details.
 func CreateError(err error) error {
 	if err == nil {
 		return nil
@@ -112,7 +115,7 @@ func CreateError(err error) error {
 			return &FileError{Path: failure.GetPath(), Reason: failure.GetReason(), Cause: cause}
 		}
 	}
-	return err
+	return ringError(err)
 }
 
 // fileError returns the error for a cause.

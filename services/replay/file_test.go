@@ -18,6 +18,7 @@ import (
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/internal/leaktest"
 	"github.com/raylink/raylink/services/replay/internal/table"
 	"github.com/raylink/raylink/services/replay/ring"
 )
@@ -25,6 +26,7 @@ import (
 // fileConfig is a replay with a file.
 func fileConfig(t *testing.T, tables ...*replayv1.TableConfig) *replayv1.ReplayConfig {
 	t.Helper()
+	leaktest.Check(t)
 	config := testConfig(100)
 	config.File, config.Tables = filepath.Join(t.TempDir(), "ring"), tables
 	return config
@@ -34,6 +36,7 @@ func fileConfig(t *testing.T, tables ...*replayv1.TableConfig) *replayv1.ReplayC
 // before.
 func openFileNode(t *testing.T, config *replayv1.ReplayConfig, log *bytes.Buffer) *node {
 	t.Helper()
+	leaktest.Check(t)
 	if log == nil {
 		log = &bytes.Buffer{}
 	}

@@ -162,7 +162,7 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	}
 	r, err := ring.Create(filepath.Join(directory, fileName(nid, rand.Text())), layout)
 	if err != nil {
-		return nil, err
+		return nil, connectError(err)
 	}
 	w, err := r.Writer()
 	if err != nil {
@@ -171,8 +171,13 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: tables, log: slog.Default()}, nil
 }
 
+// invalidConfig returns the error of a configuration, from which [CreateError] restores its type.
 func invalidConfig(err error) error {
-	return connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
+	err = fmt.Errorf("configure replay: %w", err)
+	if known, ok := errors.AsType[*connect.Error](connectError(err)); ok {
+		return known
+	}
+	return connect.NewError(connect.CodeInvalidArgument, err.Error()).WithCause(err)
 }
 
 // configured returns the layout of a configuration, or why there can't be such a ring.

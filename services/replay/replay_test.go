@@ -17,6 +17,7 @@ import (
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
+	"github.com/raylink/raylink/internal/leaktest"
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
@@ -24,7 +25,8 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(taskVariable); text != "" {
 		runCopying(text)
 	}
-	goleak.VerifyTestMain(m)
+	code := leaktest.Process()
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(c int) { os.Exit(code(c)) }))
 }
 
 func testConfig(capacity uint64) *replayv1.ReplayConfig {
@@ -35,6 +37,7 @@ func testConfig(capacity uint64) *replayv1.ReplayConfig {
 
 func testNode(t *testing.T, config *replayv1.ReplayConfig) *node {
 	t.Helper()
+	leaktest.Check(t)
 	n, err := newNode(t.TempDir(), "the-nid", config)
 	if errors.Is(err, ring.ErrUnsupported) {
 		t.Skip(err)
@@ -68,9 +71,22 @@ func (f *remoteReplay) Write(ctx context.Context, req *replayv1.WriteRequest) (*
 	return f.node.Write(ctx, req)
 }
 
-func open(t *testing.T, n replayv1raylink.ReplayNode) *Client {
+// test is a test, or a property test.
+type test interface {
+	require.TestingT
+	Helper()
+	Cleanup(f func())
+	Context() context.Context
+}
+
+func open(t test, n replayv1raylink.ReplayNode) *Client {
 	t.Helper()
-	c, err := OpenClient(t.Context(), replayv1raylink.NewLocalReplay(n))
+	return openHandle(t, replayv1raylink.NewLocalReplay(n))
+}
+
+func openHandle(t test, handle *replayv1raylink.Replay) *Client {
+	t.Helper()
+	c, err := OpenClient(t.Context(), handle)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Close()) })
 	return c

@@ -179,3 +179,17 @@ func TestRestoreOnSmallFileSystems(t *testing.T) {
 	require.True(t, c.requireWhole(t, n))
 	remove(t, n, path)
 }
+
+// TestReplaysThatDoNotFitAreRefused has the /dev/shm that containers get by default.
+func TestReplaysThatDoNotFitAreRefused(t *testing.T) {
+	if !proctest.WithOwnMounts(t) {
+		return
+	}
+	proctest.Mount(t, "/dev/shm", 64<<20)
+	for _, file := range []bool{false, true} {
+		config := testConfig(8 << 20)
+		requireRefused(t, config, "/dev/shm", file, ErrNoSpace, []string{
+			"/dev/shm/", " bytes are needed: ", "64 MiB that a container gets", "--shm-size", "67108864 are available",
+		})
+	}
+}

@@ -38,6 +38,8 @@ const (
 	FileProblem_FILE_PROBLEM_FOREIGN FileProblem = 4
 	// A node has it open.
 	FileProblem_FILE_PROBLEM_IN_USE FileProblem = 5
+	// The file system has too little space.
+	FileProblem_FILE_PROBLEM_SPACE FileProblem = 6
 )
 
 // Enum value maps for FileProblem.
@@ -49,6 +51,7 @@ var (
 		3: "FILE_PROBLEM_OTHER_MACHINE",
 		4: "FILE_PROBLEM_FOREIGN",
 		5: "FILE_PROBLEM_IN_USE",
+		6: "FILE_PROBLEM_SPACE",
 	}
 	FileProblem_value = map[string]int32{
 		"FILE_PROBLEM_UNSPECIFIED":   0,
@@ -57,6 +60,7 @@ var (
 		"FILE_PROBLEM_OTHER_MACHINE": 3,
 		"FILE_PROBLEM_FOREIGN":       4,
 		"FILE_PROBLEM_IN_USE":        5,
+		"FILE_PROBLEM_SPACE":         6,
 	}
 )
 
@@ -227,14 +231,15 @@ const file_raylink_replay_v1_file_proto_rawDesc = "" +
 	"\vFileFailure\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x128\n" +
-	"\aproblem\x18\x03 \x01(\x0e2\x1e.raylink.replay.v1.FileProblemR\aproblem*\xb0\x01\n" +
+	"\aproblem\x18\x03 \x01(\x0e2\x1e.raylink.replay.v1.FileProblemR\aproblem*\xc8\x01\n" +
 	"\vFileProblem\x12\x1c\n" +
 	"\x18FILE_PROBLEM_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13FILE_PROBLEM_LAYOUT\x10\x01\x12\x17\n" +
 	"\x13FILE_PROBLEM_FORMAT\x10\x02\x12\x1e\n" +
 	"\x1aFILE_PROBLEM_OTHER_MACHINE\x10\x03\x12\x18\n" +
 	"\x14FILE_PROBLEM_FOREIGN\x10\x04\x12\x17\n" +
-	"\x13FILE_PROBLEM_IN_USE\x10\x05B;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
+	"\x13FILE_PROBLEM_IN_USE\x10\x05\x12\x16\n" +
+	"\x12FILE_PROBLEM_SPACE\x10\x06B;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
 
 var (
 	file_raylink_replay_v1_file_proto_rawDescOnce sync.Once

@@ -117,7 +117,7 @@ func (l Limiter) ratioProblem(c *Config) string {
 		return fmt.Sprintf("the limiter would deadlock: with %g samples per insert, a buffer of %g samples can block an insert and a sample at once; "+
 			"it needs at least %g", l.Ratio, l.Buffer, (1+l.Ratio)/2)
 	case c.MaxSampled > 0 && float64(c.MaxSampled) < l.Ratio:
-		return fmt.Sprintf("the limiter would deadlock: it lets inserts wait for %g samples each, and an item can be sampled %d times at most",
+		return fmt.Sprintf("the limiter can't be met: it lets inserts wait for %g samples each, and an item can be sampled %d times at most",
 			l.Ratio, c.MaxSampled)
 	}
 	return ""
