@@ -302,6 +302,7 @@ func TestStreamedHistorySurvivesTheMapping(t *testing.T) {
 	c.mu.Lock()
 	c.described = c.described.Add(-remapInterval)
 	c.mu.Unlock()
+	w.Sequences() // ends the message: the first row of the next one is when a writer looks for the ring
 	require.NoError(t, w.Append(t.Context(), 1, points(4)))
 	require.True(t, c.Mapped())
 	require.Equal(t, []uint64{4}, w.Sequences())

@@ -329,6 +329,10 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 	if n > w.together {
 		return w.appendLarge(ctx, wait)
 	}
+	if o := w.outbox; o != nil && wait && n > 0 && ctx.Err() == nil && o.extend(n, w.columns) {
+		w.fillStreamed(ctx)
+		return nil
+	}
 	if n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil {
 		if err := w.appendInPlace(ctx, n, wait); !gone(err) {
 			return err
@@ -443,17 +447,8 @@ func (w *TypedWriter[C]) stream(ctx context.Context, wait bool) error {
 		if err := o.reserve(ctx, n, w.columns); err != nil {
 			return err
 		}
-		filled := false
-		defer func() {
-			if !filled {
-				o.abandon()
-			}
-		}()
-		w.fillColumns(w.columns)
-		filled = true
-		if err := o.commit(n); err != nil {
-			return err
-		}
+		w.fillStreamed(ctx)
+		return nil
 	default:
 		if err := w.fillBatch(); err != nil {
 			return err
@@ -468,6 +463,21 @@ func (w *TypedWriter[C]) stream(ctx context.Context, wait bool) error {
 	w.streamed, w.streaming = true, ctx
 	w.history.append(o.key, o.lastFrom, n)
 	return nil
+}
+
+// fillStreamed lets write fill the rows that the outbox has reserved.
+func (w *TypedWriter[C]) fillStreamed(ctx context.Context) {
+	o, filled := w.outbox, false
+	defer func() {
+		if !filled {
+			o.abandon()
+		}
+	}()
+	w.fillColumns(w.columns)
+	filled = true
+	o.commit(w.n)
+	w.streamed, w.streaming = true, ctx
+	w.history.append(o.key, o.lastFrom, w.n)
 }
 
 // tryStream writes rows if there is room for them now.
