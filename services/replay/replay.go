@@ -172,7 +172,11 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 }
 
 func invalidConfig(err error) error {
-	return connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
+	err = fmt.Errorf("configure replay: %w", err)
+	if errors.Is(err, ring.ErrLayout) {
+		return connectError(err)
+	}
+	return connect.NewError(connect.CodeInvalidArgument, err.Error()).WithCause(err)
 }
 
 // configured returns the layout of a configuration, or why there can't be such a ring.

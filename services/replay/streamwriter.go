@@ -309,11 +309,13 @@ func (o *outbox) extend(n int, columns [][]byte) bool {
 	return true
 }
 
-// release ends the writer's use of the tail.
-func (o *outbox) release() {
-	if o.state.And(^filling)&taken != 0 {
+// release ends the writer's use of the tail. It reports whether something else wants it.
+func (o *outbox) release() bool {
+	wanted := o.state.And(^filling)&taken != 0
+	if wanted {
 		o.poke()
 	}
+	return wanted
 }
 
 // reserve returns the columns of n rows, which the writer fills, at most as many as are written
@@ -396,19 +398,25 @@ func (o *outbox) newChunk(rows int) *outChunk {
 	return &outChunk{data: make([]byte, aligned8(size))[:size]}
 }
 
-// commit adds the rows that were filled.
-func (o *outbox) commit(n int) {
+// commit adds the rows that were filled. It fails if the stream has ended for good meanwhile.
+func (o *outbox) commit(n int) error {
 	c := o.tail
 	o.lastFrom, o.lastRows = c.end(), n
 	c.rows += n
 	c.together = append(c.together, uint32(n)) //nolint:gosec // at most together
 	full := c.rows == c.room
-	o.release()
-	if full {
-		o.mu.Lock()
-		o.settle()
-		o.mu.Unlock()
+	if wanted := o.release(); !wanted && !full {
+		return nil
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.dead != nil {
+		return o.takeFailure()
+	}
+	if full {
+		o.settle()
+	}
+	return nil
 }
 
 // touch notes that there is something to send.
@@ -682,7 +690,7 @@ func orLost(err error) error {
 func (o *outbox) open() *replayv1.FeedRequest {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	resume := o.pending()
+	resume := o.tail != nil || o.pending()
 	history := uint64(o.options.history) //nolint:gosec // not negative
 	open := &replayv1.FeedOpen{RingId: o.ring, Resume: resume, Rows: o.next, History: history, Caller: o.options.caller}
 	if !resume {

@@ -330,8 +330,7 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 		return w.appendLarge(ctx, wait)
 	}
 	if o := w.outbox; o != nil && wait && n > 0 && ctx.Err() == nil && o.extend(n, w.columns) {
-		w.fillStreamed(ctx)
-		return nil
+		return w.fillStreamed(ctx)
 	}
 	if n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil {
 		if err := w.appendInPlace(ctx, n, wait); !gone(err) {
@@ -447,8 +446,7 @@ func (w *TypedWriter[C]) stream(ctx context.Context, wait bool) error {
 		if err := o.reserve(ctx, n, w.columns); err != nil {
 			return err
 		}
-		w.fillStreamed(ctx)
-		return nil
+		return w.fillStreamed(ctx)
 	default:
 		if err := w.fillBatch(); err != nil {
 			return err
@@ -466,7 +464,7 @@ func (w *TypedWriter[C]) stream(ctx context.Context, wait bool) error {
 }
 
 // fillStreamed lets write fill the rows that the outbox has reserved.
-func (w *TypedWriter[C]) fillStreamed(ctx context.Context) {
+func (w *TypedWriter[C]) fillStreamed(ctx context.Context) error {
 	o, filled := w.outbox, false
 	defer func() {
 		if !filled {
@@ -475,9 +473,12 @@ func (w *TypedWriter[C]) fillStreamed(ctx context.Context) {
 	}()
 	w.fillColumns(w.columns)
 	filled = true
-	o.commit(w.n)
+	if err := o.commit(w.n); err != nil {
+		return err
+	}
 	w.streamed, w.streaming = true, ctx
 	w.history.append(o.key, o.lastFrom, w.n)
+	return nil
 }
 
 // tryStream writes rows if there is room for them now.
