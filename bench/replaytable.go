@@ -126,7 +126,7 @@ func (o *replayOwner) fill(ctx context.Context, load replayLoad) error {
 	for i := range content {
 		content[i] = byte(i*31 + i>>10)
 	}
-	// The node writes them, so that the pages are in the table of its mapping, not only in the client's.
+	// The node writes them, so that the pages are in the page table of its own mapping.
 	first := client.Layout().Columns[0]
 	column := tensorv1.Tensor{Dtype: tensorv1.DataType(first.DType), Shape: append([]uint64{together}, first.Shape...), Data: content}
 	write := &replayv1.WriteRequest{Batch: &replayv1.Batch{Rows: together, Columns: []*tensorv1.Tensor{&column}}}

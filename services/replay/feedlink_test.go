@@ -125,7 +125,8 @@ func inBubbles(t *testing.T, name string, test func(t *testing.T)) {
 }
 
 // TestSilentNodes stops a link in the middle of a message or of its confirmation, as a node that is
-// stopped does. Calls end with their contexts and say what was confirmed. Afterwards nothing is lost.
+// stopped does. Calls end with their contexts and say what was confirmed. Afterwards nothing is
+// lost.
 func TestSilentNodes(t *testing.T) {
 	const rows, rowBytes = 2000, 1024
 	for name, stall := range map[string]func(*memnet.Link){
@@ -192,8 +193,8 @@ func TestSilentNodes(t *testing.T) {
 	}
 }
 
-// TestSilentWriters stops a writer that has sent a part of a message, or that does not read what the
-// node confirms. The node holds a bounded amount of memory, goes on with others, and closes.
+// TestSilentWriters has a writer that does not read what the node confirms. The node holds a bounded
+// amount of memory, goes on with others, and closes.
 func TestSilentWriters(t *testing.T) { synctest.Test(t, testSilentWriter) }
 
 func testSilentWriter(t *testing.T) {
@@ -224,7 +225,7 @@ func testSilentWriter(t *testing.T) {
 		}
 	}()
 	synctest.Wait()
-	time.Sleep(time.Minute) // of fake time
+	<-time.After(time.Minute) // of fake time
 	synctest.Wait()
 	stats, err := n.ring.Stats()
 	require.NoError(t, err)

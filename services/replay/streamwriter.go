@@ -72,7 +72,7 @@ type outbox struct {
 	sent     int
 	sentRows uint64
 	// tail is the last chunk if the writer still adds rows to it, otherwise nil. Only the writer's
-	// goroutine sets it to a chunk. state says who may use what the chunk has: see filling.
+	// goroutine sets it to a chunk. state guards what it has: see filling.
 	tail  *outChunk
 	state atomic.Uint32
 	// since is when the first row or item was added that is not sent; zero if there is none.
@@ -95,11 +95,11 @@ type outbox struct {
 	last     []uint64
 }
 
-// Bits of an outbox's state. While it is 0, the tail has room, and the stream goes on as far as is
-// known: then the writer adds rows without mu. It sets filling for as long as it uses the tail.
-// Anything else that uses the tail holds mu, and has set taken while filling was not set. So the
-// writer locks mu before it adds further rows, and wakes the goroutine that sends if it finds taken
-// set after it has filled rows.
+// Bits of an outbox's state. While it is 0, the stream goes on as far as is known, and the writer
+// adds rows to the tail without mu. It sets filling for as long as it uses the tail. Anything else
+// that uses the tail holds mu, and has set taken while filling was not set. So the writer locks mu
+// before it adds further rows, and wakes the goroutine that sends if it finds taken set after it
+// has filled rows.
 const (
 	filling uint32 = 1 << iota
 	taken
@@ -366,8 +366,8 @@ func (o *outbox) hurry() {
 	}
 }
 
-// takeTail makes the tail that of the caller, which holds mu. It returns nil if there is none, or if the
-// writer fills rows of it: then it wakes the goroutine that sends afterwards.
+// takeTail makes the tail that of the caller, which holds mu. It returns nil if there is none, or if
+// the writer fills rows of it: then that wakes the goroutine that sends afterwards.
 func (o *outbox) takeTail() *outChunk {
 	if o.state.Or(taken)&filling != 0 {
 		return nil
@@ -452,8 +452,8 @@ func (o *outbox) add(ctx context.Context, b *Batch) error {
 	for from := 0; from < b.Rows(); from += o.together {
 		n := min(o.together, b.Rows()-from)
 		c := o.newChunk(n)
-		c.first, c.room, c.rows, c.sealed = o.next+uint64(from), n, n, true //nolint:gosec // not negative
-		c.together = append(c.together, uint32(n))                          //nolint:gosec // at most together
+		c.first, c.room, c.rows, c.sealed = o.next+uint64(from), n, n, true
+		c.together = append(c.together, uint32(n)) //nolint:gosec // at most together
 		o.shape.split(c.data, n, 0, n, columns)
 		for i, size := range o.shape.sizes {
 			copy(columns[i], b.Bytes(i)[from*size:])

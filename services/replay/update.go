@@ -210,7 +210,7 @@ func updateParts(t *table.Table, keys []table.Key, priorities []float64, parts [
 		switch {
 		case errors.Is(err, ErrPriority):
 			res.Failed = append(res.Failed, &replayv1.FailedPart{
-				Part: uint32(i), Reason: replayv1.Reason_REASON_PRIORITY, Text: err.Error(), //nolint:gosec // an index
+				Part: uint32(i), Reason: replayv1.Reason_REASON_PRIORITY, Text: err.Error(),
 			})
 		case err != nil:
 			return nil, err

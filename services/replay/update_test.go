@@ -158,7 +158,8 @@ func TestUpdatesOfACallAreBounded(t *testing.T) {
 	require.InDelta(t, 1, r.priority(t, keys[0]), 0)
 }
 
-// TestUpdatesThatEndEarly ends contexts of updates that wait for a call, and of those that share it.
+// TestUpdatesThatEndEarly ends contexts of updates that wait for a call, and of those that share
+// it.
 func TestUpdatesThatEndEarly(t *testing.T) {
 	r, c, keys := gatedItems(t, 3)
 	update := func(ctx context.Context, i int) chan error {
@@ -238,8 +239,8 @@ func TestUpdatesThatShareACallFailTogether(t *testing.T) {
 	}
 }
 
-// TestSharedUpdatesAreLikeCallsOfTheirOwn compares the results and the priorities of goroutines that
-// update at the same time with a model. Each has items of its own, some of which it deletes.
+// TestSharedUpdatesAreLikeCallsOfTheirOwn compares the results of goroutines that update at the same
+// time, and the priorities, with a model. Each has items of its own, some of which it deletes.
 func TestSharedUpdatesAreLikeCallsOfTheirOwn(t *testing.T) {
 	type step struct {
 		items      []int
