@@ -126,21 +126,28 @@ func (o *replayOwner) fill(ctx context.Context, load replayLoad) error {
 	for i := range content {
 		content[i] = byte(i*31 + i>>10)
 	}
-	capacity, writer := int(client.Layout().Capacity), client.Writer()
+	// The node writes them, so that the pages are in the page table of its own mapping.
+	first := client.Layout().Columns[0]
+	column := tensorv1.Tensor{Dtype: tensorv1.DataType(first.DType), Shape: append([]uint64{together}, first.Shape...), Data: content}
+	write := &replayv1.WriteRequest{Batch: &replayv1.Batch{Rows: together, Columns: []*tensorv1.Tensor{&column}}}
+	capacity := int(client.Layout().Capacity)
+	var sequences []uint64
 	for left := capacity; left > 0; left -= together {
 		if left < together {
-			if err := batch.Resize(left); err != nil {
-				return err
-			}
+			write.Batch.Rows, column.Shape[0], column.Data = uint64(left), uint64(left), content[:left*len(content)/together]
 		}
-		if _, err := writer.Append(ctx, batch); err != nil {
+		res, err := o.handle.Write(ctx, write)
+		if err != nil {
 			return err
 		}
+		if res.GetNoRoom() != nil {
+			return fmt.Errorf("the ring has no room for the first %d rows", capacity)
+		}
+		sequences = res.GetSequence()
 	}
 	if load.items == 0 {
 		return nil
 	}
-	sequences := batch.Sequences()
 	end := sequences[len(sequences)-1] + 1
 	if end != uint64(capacity) {
 		return fmt.Errorf("%d rows have sequence numbers up to %d", capacity, end)

@@ -16,7 +16,7 @@ func All() []Mutant {
 		ofReplayCalls(), ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
-		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofPublicTables(),
+		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofPublicTables(), ofFeeds(),
 		ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
 	)
 }

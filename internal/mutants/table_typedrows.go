@@ -79,7 +79,7 @@ func ofTypedRows() []Mutant {
 		{
 			Name: "typed/initial-values-are-not-set-in-place",
 			Edit: Edit{
-				File: "services/replay/typed.go", Func: "TypedWriter.fillColumns",
+				File: "services/replay/typed.go", Func: "TypedWriter.viewColumns",
 				Original: "w.typed.row.Initialize(columns)", Mutated: "_ = w.typed.row.Initialize",
 			},
 			Test: "TestTypedRowsRoundTrip",
@@ -147,7 +147,7 @@ func ofReservedRows() []Mutant {
 		{
 			Name: "typed/slow-writers-trust-old-checks",
 			Edit: Edit{
-				File: "services/replay/client.go", Func: "trust.renew",
+				File: "services/replay/client.go", Func: "trust.extend",
 				Original: "now-t.checked < int64(recheckInterval)", Mutated: "true",
 			},
 			Test: "TestFewWritesAreAcknowledgedAfterTheNodesDeath",

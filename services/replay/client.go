@@ -33,6 +33,9 @@ type Client struct {
 	cancel     context.CancelCauseFunc
 	background sync.WaitGroup
 
+	// updates are those of priorities on their way.
+	updates updates
+
 	// relocating is a semaphore: full while a goroutine asks the node where its ring is now.
 	relocating chan struct{}
 	// mu guards the fields below.
@@ -73,6 +76,7 @@ const (
 // them as Go slices. It gets the replay's description, and maps its ring if that is possible.
 func OpenClient(ctx context.Context, handle *replayv1raylink.Replay) (*Client, error) {
 	c := &Client{relocating: make(chan struct{}, 1)}
+	c.updates.client = c
 	c.handle.Store(handle)
 	description, err := handle.Describe(ctx, &replayv1.DescribeRequest{})
 	if err != nil {

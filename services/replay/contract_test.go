@@ -43,11 +43,11 @@ func bothWays(t *testing.T, config *replayv1.ReplayConfig, test func(t *testing.
 // the 64 MiB of the tunnel.
 func openTunnel(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	t.Helper()
-	return openHandle(t, tunnel(t, n))
+	return openHandle(t, tunnelTo(t, n))
 }
 
-// tunnel returns a handle for openTunnel. It takes a second to close.
-func tunnel(t *testing.T, n replayv1raylink.ReplayNode) *replayv1raylink.Replay {
+// tunnelTo returns a handle for openTunnel. It takes a second to close.
+func tunnelTo(t *testing.T, n replayv1raylink.ReplayNode) *replayv1raylink.Replay {
 	t.Helper()
 	server, mux := connect.NewServer(), http.NewServeMux()
 	replayv1raylink.RegisterReplayTunnel(server, n)

@@ -92,7 +92,6 @@ func holderMessage(h ring.Holder) *replayv1.Holder {
 func detailOf(e *ring.NoRoomError) *replayv1.NoRoom {
 	detail := &replayv1.NoRoom{Rows: uint64(e.Rows), Written: uint64(e.Written), Capacity: e.Capacity, Held: e.Held} //nolint:gosec // not negative
 	for _, h := range e.Holders {
-		detail.Holders = append(detail.Holders, int64(h.PID))
 		detail.HeldBy = append(detail.HeldBy, holderMessage(h))
 	}
 	for _, pid := range e.Writers {

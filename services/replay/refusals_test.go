@@ -33,7 +33,7 @@ func stateOf(t *testing.T, c *Client) replayState {
 	info.File = nil
 	state := replayState{items: make(map[string][]TableItem), numbers: allNumbers(t, c)}
 	for _, table := range info.GetTables() {
-		table.OpenNs, table.WindowNs, table.InsertsPerSecond, table.SamplesPerSecond = 0, 0, 0, 0
+		table.WindowNs, table.InsertsPerSecond, table.SamplesPerSecond = 0, 0, 0
 		name := table.GetConfig().GetName()
 		for it, err := range c.Items(t.Context(), name) {
 			require.NoError(t, err)

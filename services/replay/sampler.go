@@ -480,6 +480,10 @@ func infoOf(id, table string, it *replayv1.SampledItem) ItemInfo {
 // were items of an earlier incarnation of the replay: their update changes nothing. A priority that
 // is negative, not finite or too high is an error that matches [ErrPriority], and another number of
 // priorities than keys one that matches [ErrArgument]; nothing is changed then.
+//
+// Updates that are made at the same time, by any samplers of a table and client, travel together:
+// those that begin while a call to the node is in flight share the next one. If the context ends
+// while the update is on its way, it may or may not be made.
 func (s *Sampler[C]) Update(ctx context.Context, keys []Key, priorities []float64) (stale int, err error) {
 	if len(keys) != len(priorities) {
 		return 0, fmt.Errorf("update %d priorities of table %q: %w: there are %d keys", len(priorities), s.config.Name, ErrArgument, len(keys))
@@ -497,9 +501,9 @@ func (s *Sampler[C]) Update(ctx context.Context, keys []Key, priorities []float6
 		req.Keys, req.Priorities = append(req.Keys, key.in(s.config.Name)), append(req.Priorities, priorities[i])
 	}
 	for _, req := range requests {
-		res, updateErr := s.typed.client.Handle().UpdatePriorities(ctx, req)
-		stale += int(res.GetStale()) //nolint:gosec // at most the number of keys
-		err = errors.Join(err, ringError(updateErr))
+		n, updateErr := s.typed.client.updates.update(ctx, req)
+		stale += n
+		err = errors.Join(err, updateErr)
 	}
 	return stale, err
 }

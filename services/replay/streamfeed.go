@@ -187,7 +187,7 @@ func (n *node) Feed(ctx context.Context, stream replayv1raylink.ReplayFeedServer
 	}
 	f := &feeding{node: n, writer: w, inPlace: n.writer.InPlace(), shape: shapeOf(n.ring.Layout()), end: end, tables: make(map[string]*fedItems)}
 	f.columns = make([][]byte, len(f.shape.sizes))
-	err = f.serve(ctx, stream, first.GetSeen(), open.GetResume())
+	err = f.serve(ctx, stream, first.GetSeen())
 	end(err)
 	f.workers.Wait()
 	w.mu.Lock()
@@ -239,8 +239,8 @@ type feeding struct {
 }
 
 // serve handles the messages of a stream. It returns nil if the writer has ended it.
-func (f *feeding) serve(ctx context.Context, stream replayv1raylink.ReplayFeedServerStream, seen uint64, resumed bool) error {
-	if err := f.begin(stream, seen, resumed); err != nil {
+func (f *feeding) serve(ctx context.Context, stream replayv1raylink.ReplayFeedServerStream, seen uint64) error {
+	if err := f.begin(stream, seen); err != nil {
 		return err
 	}
 	type received struct {
@@ -281,7 +281,7 @@ func (f *feeding) serve(ctx context.Context, stream replayv1raylink.ReplayFeedSe
 }
 
 // begin sends what the writer has not seen, and then that the stream is open.
-func (f *feeding) begin(stream replayv1raylink.ReplayFeedServerStream, seen uint64, resumed bool) error {
+func (f *feeding) begin(stream replayv1raylink.ReplayFeedServerStream, seen uint64) error {
 	w := f.writer
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -293,7 +293,7 @@ func (f *feeding) begin(stream replayv1raylink.ReplayFeedServerStream, seen uint
 	}
 	w.send = stream.Send
 	return stream.Send(&replayv1.FeedResponse{Opened: &replayv1.FeedOpened{
-		RingId: f.node.ring.ID().String(), Resumed: resumed, Rows: w.rows,
+		RingId: f.node.ring.ID().String(), Rows: w.rows,
 	}})
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -54,23 +55,26 @@ type outbox struct {
 	running, opened bool
 	// dead is why the node can't go on with this writer, if so. Then a new outbox is needed.
 	dead error
-	// failure is why rows and items are not confirmed, until it was returned.
+	// failure is why the last stream was lost, until a call has returned it. needed means that a
+	// call waited for that stream.
 	failure error
+	needed  bool
 	// seen is the serial of the last response.
 	seen uint64
 
-	// next is the number of the next row, and confirmed how many rows were.
+	// next is how many rows sealed chunks have had, and confirmed how many rows were.
 	next, confirmed uint64
-	// bytes is the size of the rows that were not.
+	// bytes is the size of the rows of sealed chunks that were not.
 	bytes int
 	// chunks have the rows that were not confirmed; sent of them are on their way, which are the
 	// rows before sentRows.
 	chunks   []*outChunk
 	sent     int
 	sentRows uint64
-	// filling means that the writer fills rows of the last chunk, and due that it is to be sent
-	// afterwards.
-	filling, due bool
+	// tail is the last chunk if the writer still adds rows to it, otherwise nil. Only the writer's
+	// goroutine sets it to a chunk. state guards what it has: see filling.
+	tail  *outChunk
+	state atomic.Uint32
 	// since is when the first row or item was added that is not sent; zero if there is none.
 	since time.Time
 	// urgent means that a call waits for what is not sent.
@@ -79,24 +83,38 @@ type outbox struct {
 	tables map[string]*outItems
 	// room is what rows wait for at the node, or nil.
 	room *ring.NoRoomError
-	// recent has the sequence numbers of the last confirmed rows, and last those of the last write,
-	// which are the rows from number lastFrom on.
-	recent   history
-	last     []uint64
+	// recent has the sequence numbers of the last confirmed rows, among them those of the last write.
+	recent history
+	// spare are confirmed chunks, whose memory is used again.
+	spare []*outChunk
+
+	// The last write had lastRows rows from number lastFrom on; last is memory for their sequence
+	// numbers. Only the writer's goroutine uses them.
 	lastFrom uint64
-	// spare is memory of confirmed chunks.
-	spare [][]byte
+	lastRows int
+	last     []uint64
 }
+
+// Bits of an outbox's state. While it is 0, the stream goes on as far as is known, and the writer
+// adds rows to the tail without mu. It sets filling for as long as it uses the tail. Anything else
+// that uses the tail holds mu, and has set taken while filling was not set. So the writer locks mu
+// before it adds further rows, and wakes the goroutine that sends if it finds taken set after it
+// has filled rows.
+const (
+	filling uint32 = 1 << iota
+	taken
+)
 
 // outChunk has rows of one message.
 type outChunk struct {
 	first    uint64
 	rows     int
 	together []uint32
-	// data has room for a number of rows, until the chunk is sealed.
-	data   []byte
-	room   int
-	sealed bool
+	// data has room for a number of rows, until the chunk is sealed. limit is how many of them the
+	// window allowed when it was last looked at.
+	data        []byte
+	room, limit int
+	sealed      bool
 	// again means that it was sent on a stream that was lost, which may still use data.
 	again bool
 	// written has the sequence numbers of rows that were written by other calls.
@@ -142,6 +160,7 @@ func newOutbox(c *Client, options writerOptions) *outbox {
 		o.chunk &^= 7 // so that columns of a full chunk lie back to back
 	}
 	o.recent.most = options.history + o.together
+	o.state.Store(taken) // there is no tail
 	return o
 }
 
@@ -197,14 +216,28 @@ func (o *outbox) wait(ctx context.Context, done func() bool) error {
 	}
 }
 
-// takeFailure returns why rows or items were not confirmed, once.
+// takeFailure returns why rows or items were not confirmed, once. If the node can't go on with
+// them, it drops them. It is called by the writer's goroutine, with mu.
 func (o *outbox) takeFailure() error {
 	err := o.failure
+	if err == nil {
+		return nil
+	}
 	o.failure = nil
+	o.settle()
+	switch {
+	case o.pending():
+		err = o.unconfirmed(o.dead == nil, err)
+	case !o.needed:
+		err = nil
+	}
+	if o.dead != nil {
+		o.drop()
+	}
 	return err
 }
 
-// pending reports whether rows or items were not confirmed. It is called with mu.
+// pending reports whether rows of sealed chunks or items were not confirmed. It is called with mu.
 func (o *outbox) pending() bool {
 	if o.confirmed < o.next {
 		return true
@@ -217,8 +250,10 @@ func (o *outbox) pending() bool {
 	return false
 }
 
-// unconfirmed returns an error that says what was not confirmed. It is called with mu.
+// unconfirmed returns an error that says what was not confirmed. It is called by the writer's
+// goroutine, with mu.
 func (o *outbox) unconfirmed(kept bool, cause error) *UnconfirmedError {
+	o.settle()
 	e := &UnconfirmedError{Rows: o.next - o.confirmed, Confirmed: o.confirmed, Kept: kept, Cause: cause}
 	for name, q := range o.tables {
 		for _, it := range q.items {
@@ -259,6 +294,30 @@ func (o *outbox) interrupted(cause error, begin time.Time) error {
 	return e
 }
 
+// extend is reserve in the usual case: the tail has room for n more rows, and nothing is to be
+// looked at. It takes no lock. Otherwise it returns false.
+func (o *outbox) extend(n int, columns [][]byte) bool {
+	if !o.state.CompareAndSwap(0, filling) {
+		return false
+	}
+	c := o.tail
+	if c.rows+n > c.limit {
+		o.release()
+		return false
+	}
+	o.shape.split(c.data, c.room, c.rows, n, columns)
+	return true
+}
+
+// release ends the writer's use of the tail. It reports whether something else wants it.
+func (o *outbox) release() bool {
+	wanted := o.state.And(^filling)&taken != 0
+	if wanted {
+		o.poke()
+	}
+	return wanted
+}
+
 // reserve returns the columns of n rows, which the writer fills, at most as many as are written
 // together. It waits until there is room in the window. commit or abandon must follow.
 func (o *outbox) reserve(ctx context.Context, n int, columns [][]byte) error {
@@ -267,94 +326,97 @@ func (o *outbox) reserve(ctx context.Context, n int, columns [][]byte) error {
 		return err
 	}
 	defer o.mu.Unlock()
-	c := o.tail()
-	if c != nil && c.rows+n > c.room {
-		o.seal(c)
-		c = nil
+	if c := o.tail; c != nil && (c.rows+n > c.room || o.state.Load()&taken != 0) {
+		o.settle()
 	}
-	if c == nil {
+	if o.tail == nil {
 		room := max(n, o.chunk)
-		c = &outChunk{first: o.next, room: room, data: o.memory(o.shape.bytes(room))}
-		o.chunks = append(o.chunks, c)
+		o.tail = o.newChunk(room)
+		o.tail.first, o.tail.room = o.next, room
+		o.chunks = append(o.chunks, o.tail)
+		o.touch()
 	}
+	c := o.tail
+	c.limit = min(c.room, max(c.rows+n, (o.options.window-o.bytes)/max(1, o.shape.row)))
+	o.state.Store(filling)
 	o.shape.split(c.data, c.room, c.rows, n, columns)
-	o.filling = true
 	return nil
 }
 
 // fits reports whether the window has room for rows of a size. If not, those gathered are sent.
 func (o *outbox) fits(size int) bool {
-	if o.bytes == 0 || o.bytes+size <= o.options.window {
+	used := o.bytes
+	if o.tail != nil {
+		used += o.tail.rows * o.shape.row
+	}
+	if used == 0 || used+size <= o.options.window {
 		return true
 	}
 	o.hurry()
 	return false
 }
 
-// hurry makes the goroutine send what was gathered.
+// hurry makes the goroutine send what was gathered. It is called by the writer's goroutine, with
+// mu.
 func (o *outbox) hurry() {
+	o.settle()
 	if !o.since.IsZero() {
 		o.urgent = true
 		o.poke()
 	}
 }
 
-// tail returns the chunk that is being gathered, or nil.
-func (o *outbox) tail() *outChunk {
-	if n := len(o.chunks); n > 0 && !o.chunks[n-1].sealed {
-		return o.chunks[n-1]
+// takeTail makes the tail that of the caller, which holds mu. It returns nil if there is none, or if
+// the writer fills rows of it: then that wakes the goroutine that sends afterwards.
+func (o *outbox) takeTail() *outChunk {
+	if o.state.Or(taken)&filling != 0 {
+		return nil
 	}
-	return nil
+	return o.tail
 }
 
-// seal ends the gathering of a chunk.
-func (o *outbox) seal(c *outChunk) {
-	c.data, c.sealed = o.shape.compact(c.data, c.room, c.rows), true
-	o.poke()
+// settle ends the gathering of rows. It is called by the writer's goroutine, with mu, or by another
+// with a tail that it has taken.
+func (o *outbox) settle() {
+	if c := o.tail; c != nil && c.rows > 0 && o.takeTail() != nil {
+		c.data, c.sealed = o.shape.compact(c.data, c.room, c.rows), true
+		o.next, o.tail = c.end(), nil
+		o.bytes += c.rows * o.shape.row
+		o.poke()
+	}
 }
 
-// memory returns memory of a size, whose content is arbitrary.
-func (o *outbox) memory(size int) []byte {
-	if n := len(o.spare); n > 0 && cap(o.spare[n-1]) >= size {
-		data := o.spare[n-1]
+// newChunk returns a chunk with room for a number of rows, whose content is arbitrary.
+func (o *outbox) newChunk(rows int) *outChunk {
+	size := o.shape.bytes(rows)
+	if n := len(o.spare); n > 0 && cap(o.spare[n-1].data) >= size {
+		c := o.spare[n-1]
 		o.spare = o.spare[:n-1]
-		return data[:size]
+		*c = outChunk{data: c.data[:size], together: c.together[:0]}
+		return c
 	}
-	return make([]byte, aligned8(size))[:size]
+	return &outChunk{data: make([]byte, aligned8(size))[:size]}
 }
 
 // commit adds the rows that were filled. It fails if the stream has ended for good meanwhile.
 func (o *outbox) commit(n int) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.filled()
-	if o.dead != nil {
-		return errors.Join(o.dead, o.takeFailure())
-	}
-	c := o.tail()
+	c := o.tail
+	o.lastFrom, o.lastRows = c.end(), n
 	c.rows += n
 	c.together = append(c.together, uint32(n)) //nolint:gosec // at most together
-	o.bytes += n * o.shape.row
-	o.begin(n)
-	if c.rows == c.room {
-		o.seal(c)
+	full := c.rows == c.room
+	if wanted := o.release(); !wanted && !full {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.dead != nil {
+		return o.takeFailure()
+	}
+	if full {
+		o.settle()
 	}
 	return nil
-}
-
-// filled notes that rows are not being filled any more.
-func (o *outbox) filled() {
-	if o.due {
-		o.poke()
-	}
-	o.filling, o.due = false, false
-}
-
-// begin counts the rows of a write.
-func (o *outbox) begin(n int) {
-	o.last, o.lastFrom = o.last[:0], o.next
-	o.next += uint64(n) //nolint:gosec // positive
-	o.touch()
 }
 
 // touch notes that there is something to send.
@@ -369,9 +431,12 @@ func (o *outbox) touch() {
 func (o *outbox) abandon() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.filled()
-	if c := o.tail(); c != nil && c.rows == 0 {
-		o.chunks = o.chunks[:len(o.chunks)-1]
+	o.release()
+	if c := o.takeTail(); c.rows == 0 {
+		o.tail, o.chunks = nil, o.chunks[:len(o.chunks)-1]
+		if o.allSent() {
+			o.since, o.urgent = time.Time{}, false
+		}
 	}
 }
 
@@ -381,16 +446,14 @@ func (o *outbox) add(ctx context.Context, b *Batch) error {
 		return err
 	}
 	defer o.mu.Unlock()
-	if c := o.tail(); c != nil {
-		o.seal(c)
-	}
+	o.settle()
+	o.recent.most = max(o.recent.most, o.options.history+b.Rows())
 	columns := make([][]byte, len(o.shape.sizes))
 	for from := 0; from < b.Rows(); from += o.together {
 		n := min(o.together, b.Rows()-from)
-		c := &outChunk{
-			first: o.next + uint64(from), room: n, rows: n, together: []uint32{uint32(n)}, //nolint:gosec // not negative
-			data: o.memory(o.shape.bytes(n)), sealed: true,
-		}
+		c := o.newChunk(n)
+		c.first, c.room, c.rows, c.sealed = o.next+uint64(from), n, n, true
+		c.together = append(c.together, uint32(n)) //nolint:gosec // at most together
 		o.shape.split(c.data, n, 0, n, columns)
 		for i, size := range o.shape.sizes {
 			copy(columns[i], b.Bytes(i)[from*size:])
@@ -398,9 +461,16 @@ func (o *outbox) add(ctx context.Context, b *Batch) error {
 		o.chunks = append(o.chunks, c)
 	}
 	o.bytes += b.Rows() * o.shape.row
-	o.begin(b.Rows())
-	o.poke()
+	o.added(b.Rows())
 	return nil
+}
+
+// added counts the rows of a write whose chunks are sealed.
+func (o *outbox) added(n int) {
+	o.lastFrom, o.lastRows = o.next, n
+	o.next += uint64(n) //nolint:gosec // positive
+	o.touch()
+	o.poke()
 }
 
 // adopt adds rows that other calls have written to a ring.
@@ -412,12 +482,10 @@ func (o *outbox) adopt(ctx context.Context, id string, sequences []uint64) error
 	if o.ring != id {
 		return fmt.Errorf("the replay has another ring: %w", ring.ErrEnded)
 	}
-	if c := o.tail(); c != nil {
-		o.seal(c)
-	}
+	o.settle()
+	o.recent.most = max(o.recent.most, o.options.history+len(sequences))
 	o.chunks = append(o.chunks, &outChunk{first: o.next, rows: len(sequences), written: runsOf(sequences), sealed: true})
-	o.begin(len(sequences))
-	o.poke()
+	o.added(len(sequences))
 	return nil
 }
 
@@ -469,6 +537,7 @@ func (o *outbox) item(ctx context.Context, config table.Config, message *replayv
 // flush waits until all rows and items are confirmed.
 func (o *outbox) flush(ctx context.Context) error {
 	o.mu.Lock()
+	o.settle()
 	if !o.pending() {
 		defer o.mu.Unlock()
 		return o.takeFailure()
@@ -489,6 +558,7 @@ func (o *outbox) flush(ctx context.Context) error {
 func (o *outbox) sequences(ctx context.Context) []uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.settle()
 	for o.confirmed < o.next && o.running && ctx.Err() == nil {
 		o.hurry()
 		changed := o.changed
@@ -498,6 +568,11 @@ func (o *outbox) sequences(ctx context.Context) []uint64 {
 		case <-ctx.Done():
 		}
 		o.mu.Lock()
+	}
+	o.last = o.last[:0]
+	if o.confirmed > o.lastFrom {
+		rows := o.recent.rows
+		o.last = append(o.last, rows[len(rows)-int(o.confirmed-o.lastFrom):]...) //nolint:gosec // recent has them
 	}
 	return o.last
 }
@@ -510,31 +585,28 @@ func (o *outbox) run(ctx context.Context) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	waited := !o.opened // by a call that needs the stream
+	needed := !o.opened
 	o.running, o.opened, o.room, o.urgent = false, false, nil, false
+	o.state.Or(taken)
 	for _, q := range o.tables {
 		q.blocked = ""
 	}
 	if err != nil {
 		err = ringError(err)
-		kept := resumable(err)
-		pending := o.pending()
-		if pending {
-			o.failure = o.unconfirmed(kept, err)
-		} else if waited {
-			o.failure = err
+		if needed || o.tail != nil || o.pending() {
+			o.failure, o.needed = err, needed
 		}
-		if !kept {
-			o.drop(err)
+		if !resumable(err) {
+			o.dead = err
 		}
 	}
 	o.notify()
 }
 
-// drop forgets rows and items that were not confirmed. It is called with mu.
-func (o *outbox) drop(cause error) {
-	o.dead, o.chunks, o.bytes, o.spare, o.next = cause, nil, 0, nil, o.confirmed
-	o.since, o.last = time.Time{}, nil
+// drop forgets rows and items that were not confirmed.
+func (o *outbox) drop() {
+	o.chunks, o.tail, o.bytes, o.spare, o.next = nil, nil, 0, nil, o.confirmed
+	o.since = time.Time{}
 	for _, q := range o.tables {
 		q.items, q.sent, q.resolved = nil, 0, 0
 	}
@@ -575,13 +647,15 @@ func (o *outbox) stream(ctx context.Context) error {
 	received := make(chan error, 1)
 	go func() { received <- o.receive(stream) }()
 	sent := stream.Send(opening)
+	timer := time.NewTimer(idleStream)
+	defer timer.Stop()
 	for sent == nil {
 		req, wait := o.take(time.Now())
 		if req != nil {
 			sent = stream.Send(req)
 			continue
 		}
-		timer := time.NewTimer(wait)
+		timer.Reset(wait)
 		select {
 		case <-o.wake:
 		case <-timer.C:
@@ -589,10 +663,8 @@ func (o *outbox) stream(ctx context.Context) error {
 				return finished(stream, received)
 			}
 		case err := <-received:
-			timer.Stop()
 			return orLost(err)
 		}
-		timer.Stop()
 	}
 	cancel()
 	return orLost(<-received)
@@ -618,7 +690,7 @@ func orLost(err error) error {
 func (o *outbox) open() *replayv1.FeedRequest {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	resume := o.pending()
+	resume := o.tail != nil || o.pending()
 	history := uint64(o.options.history) //nolint:gosec // not negative
 	open := &replayv1.FeedOpen{RingId: o.ring, Resume: resume, Rows: o.next, History: history, Caller: o.options.caller}
 	if !resume {
@@ -652,7 +724,7 @@ func (o *outbox) open() *replayv1.FeedRequest {
 func (o *outbox) idle(waited time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if waited < idleStream || !o.opened || o.filling || o.pending() {
+	if waited < idleStream || !o.opened || o.tail != nil || o.pending() {
 		return false
 	}
 	o.opened = false // calls wait for the next stream
@@ -677,11 +749,8 @@ func (o *outbox) take(now time.Time) (*replayv1.FeedRequest, time.Duration) {
 		if age := now.Sub(o.since); !o.urgent && age < linger {
 			return nil, linger - age
 		}
-		switch c := o.chunks[o.sent]; {
-		case o.filling:
-			o.due = true
-		case c.rows > 0:
-			o.seal(c)
+		if o.takeTail() != nil {
+			o.settle()
 		}
 	}
 	if o.sent < len(o.chunks) && o.chunks[o.sent].sealed {
@@ -725,7 +794,7 @@ func (o *outbox) allSent() bool {
 			return false
 		}
 	}
-	return o.sentRows == o.next
+	return o.sent == len(o.chunks)
 }
 
 // receive handles responses until the stream ends. It returns nil if the node has ended it.
@@ -788,7 +857,7 @@ func (o *outbox) handle(res *replayv1.FeedResponse) error {
 			return err
 		}
 		o.ring, o.opened, o.sentRows = opened.GetRingId(), true, o.confirmed
-		if o.pending() {
+		if o.tail != nil || o.pending() {
 			o.urgent, o.since = true, time.Now()
 		}
 		o.poke()
@@ -843,10 +912,6 @@ func (o *outbox) confirmRows(runs []*replayv1.Run) error {
 	}
 	sequences := lastOfRuns(runs, int(n)) //nolint:gosec // at most those that were written
 	o.recent.add("", sequences)
-	if end := o.confirmed + n; end > o.lastFrom {
-		from := max(o.confirmed, o.lastFrom) - o.confirmed
-		o.last = append(o.last, sequences[from:]...)
-	}
 	o.confirmed += n
 	o.room = nil
 	for _, q := range o.tables {
@@ -860,7 +925,7 @@ func (o *outbox) confirmRows(runs []*replayv1.Run) error {
 		if c.written == nil {
 			o.bytes -= c.rows * o.shape.row
 			if !c.again && cap(c.data) <= 2*chunkBytes && len(o.spare) < 64 {
-				o.spare = append(o.spare, c.data[:0])
+				o.spare = append(o.spare, c)
 			}
 		}
 		done++

@@ -200,7 +200,7 @@ func tableInfoOf(info table.Info) *replayv1.TableInfo {
 		Size: uint64(info.Size), Inserted: c.Inserted, Sampled: c.Sampled, //nolint:gosec // not negative
 		Overwritten: c.Overwritten, Evicted: c.Evicted, Exhausted: c.Exhausted, Deleted: c.Deleted, Late: c.Late,
 		Stale: c.Stale, Returned: c.Returned, Difference: info.Difference, Low: info.Low, High: info.High,
-		Priorities: info.Priorities, TimesSampled: info.Sampled, OpenNs: uint64(info.Open), //nolint:gosec // not negative
+		Priorities: info.Priorities, TimesSampled: info.Sampled,
 		WindowNs: uint64(info.Rates.Window), InsertsPerSecond: info.Rates.Inserts, SamplesPerSecond: info.Rates.Samples, //nolint:gosec // not negative
 		InsertNeeds: needsMessage(info.InsertNeeds), SampleNeeds: needsMessage(info.SampleNeeds),
 	}

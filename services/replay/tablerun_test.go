@@ -55,7 +55,7 @@ func TestTablesMatchTheirModel(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			leaktest.Check(t)
 			m := &restartable{}
-			remote := tunnel(t, m)
+			remote := tunnelTo(t, m)
 			rapid.Check(t, func(t *rapid.T) {
 				r := newTableRun(t, func(n *node) *Client {
 					if way == "mapped" {

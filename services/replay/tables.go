@@ -184,6 +184,13 @@ func (n *node) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePriorit
 	if !n.isRing(req.GetRingId()) {
 		clear(keys) // no item has the key 0
 	}
+	if len(req.GetParts()) > 0 {
+		res, err := updateParts(t, keys, req.GetPriorities(), req.GetParts())
+		if err != nil {
+			return nil, connectError(fmt.Errorf("update priorities of table %q: %w", req.GetTable(), err))
+		}
+		return res, nil
+	}
 	stale, err := t.Update(keys, req.GetPriorities())
 	if err != nil {
 		return nil, connectError(err)

@@ -357,6 +357,9 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 	if n > w.together {
 		return w.appendLarge(ctx, wait)
 	}
+	if o := w.outbox; o != nil && wait && n > 0 && ctx.Err() == nil && o.extend(n, w.columns) {
+		return w.fillStreamed(ctx)
+	}
 	return w.typed.client.with(ctx, func(r *ring.Ring) error {
 		if err := w.leave(ctx, r); err != nil {
 			return err
@@ -471,17 +474,7 @@ func (w *TypedWriter[C]) stream(ctx context.Context, wait bool) error {
 		if err := o.reserve(ctx, n, w.columns); err != nil {
 			return err
 		}
-		filled := false
-		defer func() {
-			if !filled {
-				o.abandon()
-			}
-		}()
-		w.fillColumns(w.columns)
-		filled = true
-		if err := o.commit(n); err != nil {
-			return err
-		}
+		return w.fillStreamed(ctx)
 	default:
 		if err := w.fillBatch(); err != nil {
 			return err
@@ -495,6 +488,24 @@ func (w *TypedWriter[C]) stream(ctx context.Context, wait bool) error {
 	}
 	w.streamed, w.streaming = true, ctx
 	w.history.append(o.key, o.lastFrom, n)
+	return nil
+}
+
+// fillStreamed lets write fill the rows that the outbox has reserved.
+func (w *TypedWriter[C]) fillStreamed(ctx context.Context) error {
+	o, filled := w.outbox, false
+	defer func() {
+		if !filled {
+			o.abandon()
+		}
+	}()
+	w.fillColumns(w.columns)
+	filled = true
+	if err := o.commit(w.n); err != nil {
+		return err
+	}
+	w.streamed, w.streaming = true, ctx
+	w.history.append(o.key, o.lastFrom, w.n)
 	return nil
 }
 

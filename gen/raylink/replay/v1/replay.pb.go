@@ -915,13 +915,11 @@ type NoRoom struct {
 	Rows     uint64 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
 	Written  uint64 `protobuf:"varint,2,opt,name=written,proto3" json:"written,omitempty"`
 	Capacity uint64 `protobuf:"varint,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// The number of rows held by areas, and the ids of the processes that hold the areas.
-	Held    uint64  `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
-	Holders []int64 `protobuf:"varint,5,rep,packed,name=holders,proto3" json:"holders,omitempty"`
-	// The same processes with what they hold, the oldest first.
-	HeldBy []*Holder `protobuf:"bytes,6,rep,name=held_by,json=heldBy,proto3" json:"held_by,omitempty"`
+	// The number of rows held by areas, and the processes that hold the areas, the oldest first.
+	Held   uint64    `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
+	HeldBy []*Holder `protobuf:"bytes,5,rep,name=held_by,json=heldBy,proto3" json:"held_by,omitempty"`
 	// The ids of some processes that were writing rows in the way.
-	Writers       []int64 `protobuf:"varint,7,rep,packed,name=writers,proto3" json:"writers,omitempty"`
+	Writers       []int64 `protobuf:"varint,6,rep,packed,name=writers,proto3" json:"writers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -982,13 +980,6 @@ func (x *NoRoom) GetHeld() uint64 {
 		return x.Held
 	}
 	return 0
-}
-
-func (x *NoRoom) GetHolders() []int64 {
-	if x != nil {
-		return x.Holders
-	}
-	return nil
 }
 
 func (x *NoRoom) GetHeldBy() []*Holder {
@@ -2052,7 +2043,7 @@ type FeedOpen struct {
 	Writer string `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`
 	// The ring that the rows are for.
 	RingId string `protobuf:"bytes,2,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
-	// The writer expects that the node knows it.
+	// The writer expects that the node knows it. If it does not, the stream ends.
 	Resume bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
 	// Of a writer that does not resume: the number of its next row, and the sequence numbers of the
 	// last rows before that, for items.
@@ -2413,10 +2404,8 @@ func (x *FeedResponse) GetBlocked() *Blocked {
 type FeedOpened struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	RingId string                 `protobuf:"bytes,1,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
-	// The node knew the writer. If it does not know one that resumes, the stream ends.
-	Resumed bool `protobuf:"varint,2,opt,name=resumed,proto3" json:"resumed,omitempty"`
 	// How many rows were written.
-	Rows          uint64 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
+	Rows          uint64 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2458,13 +2447,6 @@ func (x *FeedOpened) GetRingId() string {
 	return ""
 }
 
-func (x *FeedOpened) GetResumed() bool {
-	if x != nil {
-		return x.Resumed
-	}
-	return false
-}
-
 func (x *FeedOpened) GetRows() uint64 {
 	if x != nil {
 		return x.Rows
@@ -2479,7 +2461,10 @@ type UpdatePrioritiesRequest struct {
 	// One for each key, finite and not negative.
 	Priorities []float64 `protobuf:"fixed64,3,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
 	// If not empty, keys of items with rows of another ring find no item.
-	RingId        string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	RingId string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
+	// If not empty, the call has several updates, one after the other: the number of keys of each.
+	// They are like calls of their own, so an invalid priority fails only its own part.
+	Parts         []uint32 `protobuf:"varint,5,rep,packed,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2542,10 +2527,21 @@ func (x *UpdatePrioritiesRequest) GetRingId() string {
 	return ""
 }
 
+func (x *UpdatePrioritiesRequest) GetParts() []uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
 type UpdatePrioritiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many of the items had left the table.
-	Stale         uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	Stale uint64 `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
+	// The same of each part, if the request has parts.
+	StaleParts []uint32 `protobuf:"varint,2,rep,packed,name=stale_parts,json=staleParts,proto3" json:"stale_parts,omitempty"`
+	// The parts that failed, in increasing order. They have changed nothing.
+	Failed        []*FailedPart `protobuf:"bytes,3,rep,name=failed,proto3" json:"failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2587,6 +2583,82 @@ func (x *UpdatePrioritiesResponse) GetStale() uint64 {
 	return 0
 }
 
+func (x *UpdatePrioritiesResponse) GetStaleParts() []uint32 {
+	if x != nil {
+		return x.StaleParts
+	}
+	return nil
+}
+
+func (x *UpdatePrioritiesResponse) GetFailed() []*FailedPart {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+// FailedPart says why a part of a call has failed.
+type FailedPart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its index.
+	Part          uint32 `protobuf:"varint,1,opt,name=part,proto3" json:"part,omitempty"`
+	Reason        Reason `protobuf:"varint,2,opt,name=reason,proto3,enum=raylink.replay.v1.Reason" json:"reason,omitempty"`
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailedPart) Reset() {
+	*x = FailedPart{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailedPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailedPart) ProtoMessage() {}
+
+func (x *FailedPart) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailedPart.ProtoReflect.Descriptor instead.
+func (*FailedPart) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *FailedPart) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *FailedPart) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *FailedPart) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type DeleteItemsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Table string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
@@ -2599,7 +2671,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2611,7 +2683,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2624,7 +2696,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2658,7 +2730,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2742,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2755,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2703,7 +2775,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2715,7 +2787,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2728,7 +2800,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2753,7 +2825,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +2837,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +2850,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
 }
 
 type InspectRequest struct {
@@ -2791,7 +2863,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +2875,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +2888,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2838,7 +2910,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +2922,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +2935,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -2913,21 +2985,20 @@ type TableInfo struct {
 	// Minimum, quantiles of 10, 25, 50, 75 and 90 percent, and maximum: estimates in large tables.
 	Priorities   []float64 `protobuf:"fixed64,16,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
 	TimesSampled []float64 `protobuf:"fixed64,17,rep,packed,name=times_sampled,json=timesSampled,proto3" json:"times_sampled,omitempty"`
-	OpenNs       uint64    `protobuf:"varint,18,opt,name=open_ns,json=openNs,proto3" json:"open_ns,omitempty"`
 	// Of the last seconds: how many, in nanoseconds, and the items inserted and sampled per second.
-	WindowNs         uint64  `protobuf:"varint,19,opt,name=window_ns,json=windowNs,proto3" json:"window_ns,omitempty"`
-	InsertsPerSecond float64 `protobuf:"fixed64,20,opt,name=inserts_per_second,json=insertsPerSecond,proto3" json:"inserts_per_second,omitempty"`
-	SamplesPerSecond float64 `protobuf:"fixed64,21,opt,name=samples_per_second,json=samplesPerSecond,proto3" json:"samples_per_second,omitempty"`
+	WindowNs         uint64  `protobuf:"varint,18,opt,name=window_ns,json=windowNs,proto3" json:"window_ns,omitempty"`
+	InsertsPerSecond float64 `protobuf:"fixed64,19,opt,name=inserts_per_second,json=insertsPerSecond,proto3" json:"inserts_per_second,omitempty"`
+	SamplesPerSecond float64 `protobuf:"fixed64,20,opt,name=samples_per_second,json=samplesPerSecond,proto3" json:"samples_per_second,omitempty"`
 	// What an insert and a sample of one item would wait for.
-	InsertNeeds   *Needs `protobuf:"bytes,22,opt,name=insert_needs,json=insertNeeds,proto3" json:"insert_needs,omitempty"`
-	SampleNeeds   *Needs `protobuf:"bytes,23,opt,name=sample_needs,json=sampleNeeds,proto3" json:"sample_needs,omitempty"`
+	InsertNeeds   *Needs `protobuf:"bytes,21,opt,name=insert_needs,json=insertNeeds,proto3" json:"insert_needs,omitempty"`
+	SampleNeeds   *Needs `protobuf:"bytes,22,opt,name=sample_needs,json=sampleNeeds,proto3" json:"sample_needs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3010,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3023,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -3074,13 +3145,6 @@ func (x *TableInfo) GetTimesSampled() []float64 {
 	return nil
 }
 
-func (x *TableInfo) GetOpenNs() uint64 {
-	if x != nil {
-		return x.OpenNs
-	}
-	return 0
-}
-
 func (x *TableInfo) GetWindowNs() uint64 {
 	if x != nil {
 		return x.WindowNs
@@ -3167,15 +3231,14 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\rWriteResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x03(\x04R\bsequence\x122\n" +
 	"\ano_room\x18\x02 \x01(\v2\x19.raylink.replay.v1.NoRoomR\x06noRoom\x12\x17\n" +
-	"\aring_id\x18\x03 \x01(\tR\x06ringId\"\xce\x01\n" +
+	"\aring_id\x18\x03 \x01(\tR\x06ringId\"\xb4\x01\n" +
 	"\x06NoRoom\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x18\n" +
 	"\awritten\x18\x02 \x01(\x04R\awritten\x12\x1a\n" +
 	"\bcapacity\x18\x03 \x01(\x04R\bcapacity\x12\x12\n" +
-	"\x04held\x18\x04 \x01(\x04R\x04held\x12\x18\n" +
-	"\aholders\x18\x05 \x03(\x03R\aholders\x122\n" +
-	"\aheld_by\x18\x06 \x03(\v2\x19.raylink.replay.v1.HolderR\x06heldBy\x12\x18\n" +
-	"\awriters\x18\a \x03(\x03R\awriters\"<\n" +
+	"\x04held\x18\x04 \x01(\x04R\x04held\x122\n" +
+	"\aheld_by\x18\x05 \x03(\v2\x19.raylink.replay.v1.HolderR\x06heldBy\x12\x18\n" +
+	"\awriters\x18\x06 \x03(\x03R\awriters\"<\n" +
 	"\aFailure\x121\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x19.raylink.replay.v1.ReasonR\x06reason\"7\n" +
 	"\rSampleRequest\x12\x12\n" +
@@ -3282,21 +3345,29 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x05table\x18\x04 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x05 \x03(\x06R\x04keys\x122\n" +
 	"\ano_room\x18\x06 \x01(\v2\x19.raylink.replay.v1.NoRoomR\x06noRoom\x124\n" +
-	"\ablocked\x18\a \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"S\n" +
+	"\ablocked\x18\a \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\"9\n" +
 	"\n" +
 	"FeedOpened\x12\x17\n" +
-	"\aring_id\x18\x01 \x01(\tR\x06ringId\x12\x18\n" +
-	"\aresumed\x18\x02 \x01(\bR\aresumed\x12\x12\n" +
-	"\x04rows\x18\x03 \x01(\x04R\x04rows\"|\n" +
+	"\aring_id\x18\x01 \x01(\tR\x06ringId\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x04R\x04rows\"\x92\x01\n" +
 	"\x17UpdatePrioritiesRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x1e\n" +
 	"\n" +
 	"priorities\x18\x03 \x03(\x01R\n" +
 	"priorities\x12\x17\n" +
-	"\aring_id\x18\x04 \x01(\tR\x06ringId\"0\n" +
+	"\aring_id\x18\x04 \x01(\tR\x06ringId\x12\x14\n" +
+	"\x05parts\x18\x05 \x03(\rR\x05parts\"\x88\x01\n" +
 	"\x18UpdatePrioritiesResponse\x12\x14\n" +
-	"\x05stale\x18\x01 \x01(\x04R\x05stale\"W\n" +
+	"\x05stale\x18\x01 \x01(\x04R\x05stale\x12\x1f\n" +
+	"\vstale_parts\x18\x02 \x03(\rR\n" +
+	"staleParts\x125\n" +
+	"\x06failed\x18\x03 \x03(\v2\x1d.raylink.replay.v1.FailedPartR\x06failed\"g\n" +
+	"\n" +
+	"FailedPart\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\rR\x04part\x121\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x19.raylink.replay.v1.ReasonR\x06reason\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"W\n" +
 	"\x12DeleteItemsRequest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
 	"\x04keys\x18\x02 \x03(\x06R\x04keys\x12\x17\n" +
@@ -3313,7 +3384,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x06tables\x18\x01 \x03(\v2\x1c.raylink.replay.v1.TableInfoR\x06tables\x12/\n" +
 	"\x04ring\x18\x02 \x01(\v2\x1b.raylink.replay.v1.RingInfoR\x04ring\x121\n" +
 	"\x04file\x18\n" +
-	" \x01(\v2\x1d.raylink.replay.v1.FileStatusR\x04file\"\x94\x06\n" +
+	" \x01(\v2\x1d.raylink.replay.v1.FileStatusR\x04file\"\xfb\x05\n" +
 	"\tTableInfo\x126\n" +
 	"\x06config\x18\x01 \x01(\v2\x1e.raylink.replay.v1.TableConfigR\x06config\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1a\n" +
@@ -3336,13 +3407,12 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"priorities\x18\x10 \x03(\x01R\n" +
 	"priorities\x12#\n" +
-	"\rtimes_sampled\x18\x11 \x03(\x01R\ftimesSampled\x12\x17\n" +
-	"\aopen_ns\x18\x12 \x01(\x04R\x06openNs\x12\x1b\n" +
-	"\twindow_ns\x18\x13 \x01(\x04R\bwindowNs\x12,\n" +
-	"\x12inserts_per_second\x18\x14 \x01(\x01R\x10insertsPerSecond\x12,\n" +
-	"\x12samples_per_second\x18\x15 \x01(\x01R\x10samplesPerSecond\x12;\n" +
-	"\finsert_needs\x18\x16 \x01(\v2\x18.raylink.replay.v1.NeedsR\vinsertNeeds\x12;\n" +
-	"\fsample_needs\x18\x17 \x01(\v2\x18.raylink.replay.v1.NeedsR\vsampleNeeds*\xe5\x01\n" +
+	"\rtimes_sampled\x18\x11 \x03(\x01R\ftimesSampled\x12\x1b\n" +
+	"\twindow_ns\x18\x12 \x01(\x04R\bwindowNs\x12,\n" +
+	"\x12inserts_per_second\x18\x13 \x01(\x01R\x10insertsPerSecond\x12,\n" +
+	"\x12samples_per_second\x18\x14 \x01(\x01R\x10samplesPerSecond\x12;\n" +
+	"\finsert_needs\x18\x15 \x01(\v2\x18.raylink.replay.v1.NeedsR\vinsertNeeds\x12;\n" +
+	"\fsample_needs\x18\x16 \x01(\v2\x18.raylink.replay.v1.NeedsR\vsampleNeeds*\xe5\x01\n" +
 	"\fSelectorKind\x12\x1d\n" +
 	"\x19SELECTOR_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15SELECTOR_KIND_UNIFORM\x10\x01\x12\x1d\n" +
@@ -3413,7 +3483,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -3450,121 +3520,124 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*FeedOpened)(nil),               // 32: raylink.replay.v1.FeedOpened
 	(*UpdatePrioritiesRequest)(nil),  // 33: raylink.replay.v1.UpdatePrioritiesRequest
 	(*UpdatePrioritiesResponse)(nil), // 34: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 35: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 36: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 37: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 38: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 39: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 40: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 41: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 42: raylink.tensor.v1.Column
-	(*Restored)(nil),                 // 43: raylink.replay.v1.Restored
-	(*v1.Tensor)(nil),                // 44: raylink.tensor.v1.Tensor
-	(*Holder)(nil),                   // 45: raylink.replay.v1.Holder
-	(*Run)(nil),                      // 46: raylink.replay.v1.Run
-	(*Blocked)(nil),                  // 47: raylink.replay.v1.Blocked
-	(*RingInfo)(nil),                 // 48: raylink.replay.v1.RingInfo
-	(*FileStatus)(nil),               // 49: raylink.replay.v1.FileStatus
-	(*Needs)(nil),                    // 50: raylink.replay.v1.Needs
-	(*FindItemsRequest)(nil),         // 51: raylink.replay.v1.FindItemsRequest
-	(*ChangeRowsRequest)(nil),        // 52: raylink.replay.v1.ChangeRowsRequest
-	(*WaitingRequest)(nil),           // 53: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 54: raylink.replay.v1.ListItemsRequest
-	(*CheckpointRequest)(nil),        // 55: raylink.replay.v1.CheckpointRequest
-	(*RestoreRequest)(nil),           // 56: raylink.replay.v1.RestoreRequest
-	(*FindItemsResponse)(nil),        // 57: raylink.replay.v1.FindItemsResponse
-	(*ChangeRowsResponse)(nil),       // 58: raylink.replay.v1.ChangeRowsResponse
-	(*WaitingResponse)(nil),          // 59: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 60: raylink.replay.v1.ListItemsResponse
-	(*CheckpointResponse)(nil),       // 61: raylink.replay.v1.CheckpointResponse
-	(*RestoreResponse)(nil),          // 62: raylink.replay.v1.RestoreResponse
+	(*FailedPart)(nil),               // 35: raylink.replay.v1.FailedPart
+	(*DeleteItemsRequest)(nil),       // 36: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 37: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 38: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 39: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 40: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 41: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 42: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 43: raylink.tensor.v1.Column
+	(*Restored)(nil),                 // 44: raylink.replay.v1.Restored
+	(*v1.Tensor)(nil),                // 45: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 46: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 47: raylink.replay.v1.Run
+	(*Blocked)(nil),                  // 48: raylink.replay.v1.Blocked
+	(*RingInfo)(nil),                 // 49: raylink.replay.v1.RingInfo
+	(*FileStatus)(nil),               // 50: raylink.replay.v1.FileStatus
+	(*Needs)(nil),                    // 51: raylink.replay.v1.Needs
+	(*FindItemsRequest)(nil),         // 52: raylink.replay.v1.FindItemsRequest
+	(*ChangeRowsRequest)(nil),        // 53: raylink.replay.v1.ChangeRowsRequest
+	(*WaitingRequest)(nil),           // 54: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 55: raylink.replay.v1.ListItemsRequest
+	(*CheckpointRequest)(nil),        // 56: raylink.replay.v1.CheckpointRequest
+	(*RestoreRequest)(nil),           // 57: raylink.replay.v1.RestoreRequest
+	(*FindItemsResponse)(nil),        // 58: raylink.replay.v1.FindItemsResponse
+	(*ChangeRowsResponse)(nil),       // 59: raylink.replay.v1.ChangeRowsResponse
+	(*WaitingResponse)(nil),          // 60: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 61: raylink.replay.v1.ListItemsResponse
+	(*CheckpointResponse)(nil),       // 62: raylink.replay.v1.CheckpointResponse
+	(*RestoreResponse)(nil),          // 63: raylink.replay.v1.RestoreResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	42, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	43, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	42, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	43, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	43, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
-	44, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	44, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
+	45, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 11: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 12: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	45, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	46, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
 	2,  // 14: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
 	9,  // 15: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	9,  // 16: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	46, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	47, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
 	9,  // 18: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	46, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	47, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
 	20, // 20: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	47, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	46, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	48, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	47, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
 	24, // 23: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	47, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	48, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	25, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
 	28, // 26: raylink.replay.v1.FeedRequest.open:type_name -> raylink.replay.v1.FeedOpen
 	29, // 27: raylink.replay.v1.FeedRequest.rows:type_name -> raylink.replay.v1.FeedRows
 	30, // 28: raylink.replay.v1.FeedRequest.items:type_name -> raylink.replay.v1.FeedItem
-	46, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
-	46, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
-	46, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
+	47, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
+	47, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
+	47, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
 	32, // 32: raylink.replay.v1.FeedResponse.opened:type_name -> raylink.replay.v1.FeedOpened
-	46, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
+	47, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
 	12, // 34: raylink.replay.v1.FeedResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	47, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	6,  // 36: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	41, // 37: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
-	48, // 38: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
-	49, // 39: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
-	4,  // 40: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	47, // 41: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
-	50, // 42: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
-	50, // 43: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
-	7,  // 44: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
-	10, // 45: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	14, // 46: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	16, // 47: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
-	18, // 48: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
-	51, // 49: raylink.replay.v1.Replay.FindItems:input_type -> raylink.replay.v1.FindItemsRequest
-	52, // 50: raylink.replay.v1.Replay.ChangeRows:input_type -> raylink.replay.v1.ChangeRowsRequest
-	21, // 51: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
-	23, // 52: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	53, // 53: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 54: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
-	33, // 55: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	35, // 56: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	37, // 57: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	39, // 58: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	54, // 59: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	55, // 60: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
-	56, // 61: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
-	8,  // 62: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 63: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 64: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 65: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 66: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	57, // 67: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
-	58, // 68: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
-	22, // 69: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 70: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	59, // 71: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	31, // 72: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
-	34, // 73: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	36, // 74: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	38, // 75: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	40, // 76: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	60, // 77: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	61, // 78: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
-	62, // 79: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
-	62, // [62:80] is the sub-list for method output_type
-	44, // [44:62] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	48, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	35, // 36: raylink.replay.v1.UpdatePrioritiesResponse.failed:type_name -> raylink.replay.v1.FailedPart
+	2,  // 37: raylink.replay.v1.FailedPart.reason:type_name -> raylink.replay.v1.Reason
+	6,  // 38: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
+	42, // 39: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	49, // 40: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
+	50, // 41: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
+	4,  // 42: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
+	48, // 43: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	51, // 44: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
+	51, // 45: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
+	7,  // 46: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
+	10, // 47: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
+	14, // 48: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	16, // 49: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	18, // 50: raylink.replay.v1.Replay.Read:input_type -> raylink.replay.v1.ReadRequest
+	52, // 51: raylink.replay.v1.Replay.FindItems:input_type -> raylink.replay.v1.FindItemsRequest
+	53, // 52: raylink.replay.v1.Replay.ChangeRows:input_type -> raylink.replay.v1.ChangeRowsRequest
+	21, // 53: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
+	23, // 54: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
+	54, // 55: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	27, // 56: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
+	33, // 57: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	36, // 58: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	38, // 59: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	40, // 60: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	55, // 61: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	56, // 62: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
+	57, // 63: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
+	8,  // 64: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 65: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 66: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 67: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 68: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	58, // 69: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
+	59, // 70: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
+	22, // 71: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	26, // 72: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	60, // 73: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	31, // 74: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
+	34, // 75: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	37, // 76: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	39, // 77: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	41, // 78: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	61, // 79: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	62, // 80: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
+	63, // 81: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
+	64, // [64:82] is the sub-list for method output_type
+	46, // [46:64] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_raylink_replay_v1_replay_proto_init() }
@@ -3585,7 +3658,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
