@@ -69,7 +69,7 @@ type byShape struct{ calls, streams http.RoundTripper }
 
 func (b byShape) RoundTrip(req *http.Request) (*http.Response, error) {
 	switch path.Base(req.URL.Path) {
-	case "Feed":
+	case "Feed", "Draw":
 		return b.streams.RoundTrip(req)
 	default:
 		return b.calls.RoundTrip(req)

@@ -1770,134 +1770,6 @@ func (x *SampledItem) GetHeld() bool {
 	return false
 }
 
-// SampledColumns are sampled items column by column: the n-th element of a column belongs to the
-// n-th item. A column of zeros may be empty.
-type SampledColumns struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []uint64               `protobuf:"fixed64,1,rep,packed,name=keys,proto3" json:"keys,omitempty"`
-	Probabilities []float64              `protobuf:"fixed64,2,rep,packed,name=probabilities,proto3" json:"probabilities,omitempty"`
-	Weights       []float64              `protobuf:"fixed64,3,rep,packed,name=weights,proto3" json:"weights,omitempty"`
-	Priorities    []float64              `protobuf:"fixed64,4,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
-	Sampled       []uint32               `protobuf:"varint,5,rep,packed,name=sampled,proto3" json:"sampled,omitempty"`
-	TableSizes    []uint64               `protobuf:"varint,6,rep,packed,name=table_sizes,json=tableSizes,proto3" json:"table_sizes,omitempty"`
-	AgesNs        []uint64               `protobuf:"fixed64,7,rep,packed,name=ages_ns,json=agesNs,proto3" json:"ages_ns,omitempty"`
-	Held          []bool                 `protobuf:"varint,8,rep,packed,name=held,proto3" json:"held,omitempty"`
-	// The number of runs of each item. Empty if each has one.
-	Runs []uint32 `protobuf:"varint,9,rep,packed,name=runs,proto3" json:"runs,omitempty"`
-	// The runs of all items, back to back.
-	Firsts        []uint64 `protobuf:"fixed64,10,rep,packed,name=firsts,proto3" json:"firsts,omitempty"`
-	Lengths       []uint32 `protobuf:"varint,11,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SampledColumns) Reset() {
-	*x = SampledColumns{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SampledColumns) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SampledColumns) ProtoMessage() {}
-
-func (x *SampledColumns) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SampledColumns.ProtoReflect.Descriptor instead.
-func (*SampledColumns) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *SampledColumns) GetKeys() []uint64 {
-	if x != nil {
-		return x.Keys
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetProbabilities() []float64 {
-	if x != nil {
-		return x.Probabilities
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetWeights() []float64 {
-	if x != nil {
-		return x.Weights
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetPriorities() []float64 {
-	if x != nil {
-		return x.Priorities
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetSampled() []uint32 {
-	if x != nil {
-		return x.Sampled
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetTableSizes() []uint64 {
-	if x != nil {
-		return x.TableSizes
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetAgesNs() []uint64 {
-	if x != nil {
-		return x.AgesNs
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetHeld() []bool {
-	if x != nil {
-		return x.Held
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetRuns() []uint32 {
-	if x != nil {
-		return x.Runs
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetFirsts() []uint64 {
-	if x != nil {
-		return x.Firsts
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetLengths() []uint32 {
-	if x != nil {
-		return x.Lengths
-	}
-	return nil
-}
-
 type SampleItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All of those wanted, or fewer if the limiter blocked the rest.
@@ -1913,7 +1785,7 @@ type SampleItemsResponse struct {
 
 func (x *SampleItemsResponse) Reset() {
 	*x = SampleItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +1797,7 @@ func (x *SampleItemsResponse) String() string {
 func (*SampleItemsResponse) ProtoMessage() {}
 
 func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +1810,7 @@ func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsResponse.ProtoReflect.Descriptor instead.
 func (*SampleItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SampleItemsResponse) GetItems() []*SampledItem {
@@ -1985,7 +1857,7 @@ type FeedRequest struct {
 
 func (x *FeedRequest) Reset() {
 	*x = FeedRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +1869,7 @@ func (x *FeedRequest) String() string {
 func (*FeedRequest) ProtoMessage() {}
 
 func (x *FeedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +1882,7 @@ func (x *FeedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRequest.ProtoReflect.Descriptor instead.
 func (*FeedRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FeedRequest) GetOpen() *FeedOpen {
@@ -2064,7 +1936,7 @@ type FeedOpen struct {
 
 func (x *FeedOpen) Reset() {
 	*x = FeedOpen{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2076,7 +1948,7 @@ func (x *FeedOpen) String() string {
 func (*FeedOpen) ProtoMessage() {}
 
 func (x *FeedOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2089,7 +1961,7 @@ func (x *FeedOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedOpen.ProtoReflect.Descriptor instead.
 func (*FeedOpen) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FeedOpen) GetWriter() string {
@@ -2159,7 +2031,7 @@ type FeedRows struct {
 
 func (x *FeedRows) Reset() {
 	*x = FeedRows{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2043,7 @@ func (x *FeedRows) String() string {
 func (*FeedRows) ProtoMessage() {}
 
 func (x *FeedRows) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2056,7 @@ func (x *FeedRows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRows.ProtoReflect.Descriptor instead.
 func (*FeedRows) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FeedRows) GetFirst() uint64 {
@@ -2235,7 +2107,7 @@ type FeedItem struct {
 
 func (x *FeedItem) Reset() {
 	*x = FeedItem{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2247,7 +2119,7 @@ func (x *FeedItem) String() string {
 func (*FeedItem) ProtoMessage() {}
 
 func (x *FeedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2260,7 +2132,7 @@ func (x *FeedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedItem.ProtoReflect.Descriptor instead.
 func (*FeedItem) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FeedItem) GetTable() string {
@@ -2328,7 +2200,7 @@ type FeedResponse struct {
 
 func (x *FeedResponse) Reset() {
 	*x = FeedResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2212,7 @@ func (x *FeedResponse) String() string {
 func (*FeedResponse) ProtoMessage() {}
 
 func (x *FeedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2225,7 @@ func (x *FeedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedResponse.ProtoReflect.Descriptor instead.
 func (*FeedResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FeedResponse) GetSerial() uint64 {
@@ -2419,7 +2291,7 @@ type FeedOpened struct {
 
 func (x *FeedOpened) Reset() {
 	*x = FeedOpened{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2303,7 @@ func (x *FeedOpened) String() string {
 func (*FeedOpened) ProtoMessage() {}
 
 func (x *FeedOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2316,7 @@ func (x *FeedOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedOpened.ProtoReflect.Descriptor instead.
 func (*FeedOpened) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FeedOpened) GetRingId() string {
@@ -2482,7 +2354,7 @@ type UpdatePrioritiesRequest struct {
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2366,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2379,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -2548,7 +2420,7 @@ type UpdatePrioritiesResponse struct {
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2432,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2445,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -2595,7 +2467,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2479,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2492,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2654,7 +2526,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2538,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2551,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2699,7 +2571,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2583,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2596,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2749,7 +2621,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2633,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2646,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
 }
 
 type InspectRequest struct {
@@ -2787,7 +2659,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2671,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2684,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2834,7 +2706,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +2718,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +2731,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -2923,7 +2795,7 @@ type TableInfo struct {
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +2807,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +2820,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -3116,7 +2988,7 @@ var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/replay/v1/change.proto\x1a\"raylink/replay/v1/checkpoint.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x8a\x02\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/replay/v1/change.proto\x1a\"raylink/replay/v1/checkpoint.proto\x1a\x1craylink/replay/v1/draw.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x8a\x02\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
@@ -3223,23 +3095,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"table_size\x18\a \x01(\x04R\ttableSize\x12\x15\n" +
 	"\x06age_ns\x18\b \x01(\x04R\x05ageNs\x12\x12\n" +
-	"\x04held\x18\t \x01(\bR\x04held\"\xb2\x02\n" +
-	"\x0eSampledColumns\x12\x12\n" +
-	"\x04keys\x18\x01 \x03(\x06R\x04keys\x12$\n" +
-	"\rprobabilities\x18\x02 \x03(\x01R\rprobabilities\x12\x18\n" +
-	"\aweights\x18\x03 \x03(\x01R\aweights\x12\x1e\n" +
-	"\n" +
-	"priorities\x18\x04 \x03(\x01R\n" +
-	"priorities\x12\x18\n" +
-	"\asampled\x18\x05 \x03(\rR\asampled\x12\x1f\n" +
-	"\vtable_sizes\x18\x06 \x03(\x04R\n" +
-	"tableSizes\x12\x17\n" +
-	"\aages_ns\x18\a \x03(\x06R\x06agesNs\x12\x12\n" +
-	"\x04held\x18\b \x03(\bR\x04held\x12\x12\n" +
-	"\x04runs\x18\t \x03(\rR\x04runs\x12\x16\n" +
-	"\x06firsts\x18\n" +
-	" \x03(\x06R\x06firsts\x12\x18\n" +
-	"\alengths\x18\v \x03(\rR\alengths\"\xd7\x01\n" +
+	"\x04held\x18\t \x01(\bR\x04held\"\xd7\x01\n" +
 	"\x13SampleItemsResponse\x124\n" +
 	"\x05items\x18\x01 \x03(\v2\x1e.raylink.replay.v1.SampledItemR\x05items\x124\n" +
 	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x17\n" +
@@ -3370,7 +3226,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_CHANGED\x10\v\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +
-	"2\xf0\r\n" +
+	"2\xbd\x0e\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -3381,7 +3237,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"ChangeRows\x12$.raylink.replay.v1.ChangeRowsRequest\x1a%.raylink.replay.v1.ChangeRowsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
-	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
+	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12K\n" +
+	"\x04Draw\x12\x1e.raylink.replay.v1.DrawRequest\x1a\x1f.raylink.replay.v1.DrawResponse(\x010\x01\x12Z\n" +
 	"\aWaiting\x12!.raylink.replay.v1.WaitingRequest\x1a\".raylink.replay.v1.WaitingResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12K\n" +
 	"\x04Feed\x12\x1e.raylink.replay.v1.FeedRequest\x1a\x1f.raylink.replay.v1.FeedResponse(\x010\x01\x12u\n" +
 	"\x10UpdatePriorities\x12*.raylink.replay.v1.UpdatePrioritiesRequest\x1a+.raylink.replay.v1.UpdatePrioritiesResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
@@ -3408,7 +3265,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -3435,88 +3292,90 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*CreateItemsResponse)(nil),      // 22: raylink.replay.v1.CreateItemsResponse
 	(*SampleItemsRequest)(nil),       // 23: raylink.replay.v1.SampleItemsRequest
 	(*SampledItem)(nil),              // 24: raylink.replay.v1.SampledItem
-	(*SampledColumns)(nil),           // 25: raylink.replay.v1.SampledColumns
-	(*SampleItemsResponse)(nil),      // 26: raylink.replay.v1.SampleItemsResponse
-	(*FeedRequest)(nil),              // 27: raylink.replay.v1.FeedRequest
-	(*FeedOpen)(nil),                 // 28: raylink.replay.v1.FeedOpen
-	(*FeedRows)(nil),                 // 29: raylink.replay.v1.FeedRows
-	(*FeedItem)(nil),                 // 30: raylink.replay.v1.FeedItem
-	(*FeedResponse)(nil),             // 31: raylink.replay.v1.FeedResponse
-	(*FeedOpened)(nil),               // 32: raylink.replay.v1.FeedOpened
-	(*UpdatePrioritiesRequest)(nil),  // 33: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 34: raylink.replay.v1.UpdatePrioritiesResponse
-	(*DeleteItemsRequest)(nil),       // 35: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 36: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 37: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 38: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 39: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 40: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 41: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 42: raylink.tensor.v1.Column
-	(*Restored)(nil),                 // 43: raylink.replay.v1.Restored
-	(*v1.Tensor)(nil),                // 44: raylink.tensor.v1.Tensor
-	(*Holder)(nil),                   // 45: raylink.replay.v1.Holder
-	(*Run)(nil),                      // 46: raylink.replay.v1.Run
-	(*Blocked)(nil),                  // 47: raylink.replay.v1.Blocked
+	(*SampleItemsResponse)(nil),      // 25: raylink.replay.v1.SampleItemsResponse
+	(*FeedRequest)(nil),              // 26: raylink.replay.v1.FeedRequest
+	(*FeedOpen)(nil),                 // 27: raylink.replay.v1.FeedOpen
+	(*FeedRows)(nil),                 // 28: raylink.replay.v1.FeedRows
+	(*FeedItem)(nil),                 // 29: raylink.replay.v1.FeedItem
+	(*FeedResponse)(nil),             // 30: raylink.replay.v1.FeedResponse
+	(*FeedOpened)(nil),               // 31: raylink.replay.v1.FeedOpened
+	(*UpdatePrioritiesRequest)(nil),  // 32: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 33: raylink.replay.v1.UpdatePrioritiesResponse
+	(*DeleteItemsRequest)(nil),       // 34: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 35: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 36: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 37: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 38: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 39: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 40: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 41: raylink.tensor.v1.Column
+	(*Restored)(nil),                 // 42: raylink.replay.v1.Restored
+	(*v1.Tensor)(nil),                // 43: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 44: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 45: raylink.replay.v1.Run
+	(*Blocked)(nil),                  // 46: raylink.replay.v1.Blocked
+	(*SampledColumns)(nil),           // 47: raylink.replay.v1.SampledColumns
 	(*RingInfo)(nil),                 // 48: raylink.replay.v1.RingInfo
 	(*FileStatus)(nil),               // 49: raylink.replay.v1.FileStatus
 	(*Needs)(nil),                    // 50: raylink.replay.v1.Needs
 	(*FindItemsRequest)(nil),         // 51: raylink.replay.v1.FindItemsRequest
 	(*ChangeRowsRequest)(nil),        // 52: raylink.replay.v1.ChangeRowsRequest
-	(*WaitingRequest)(nil),           // 53: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 54: raylink.replay.v1.ListItemsRequest
-	(*CheckpointRequest)(nil),        // 55: raylink.replay.v1.CheckpointRequest
-	(*RestoreRequest)(nil),           // 56: raylink.replay.v1.RestoreRequest
-	(*FindItemsResponse)(nil),        // 57: raylink.replay.v1.FindItemsResponse
-	(*ChangeRowsResponse)(nil),       // 58: raylink.replay.v1.ChangeRowsResponse
-	(*WaitingResponse)(nil),          // 59: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 60: raylink.replay.v1.ListItemsResponse
-	(*CheckpointResponse)(nil),       // 61: raylink.replay.v1.CheckpointResponse
-	(*RestoreResponse)(nil),          // 62: raylink.replay.v1.RestoreResponse
+	(*DrawRequest)(nil),              // 53: raylink.replay.v1.DrawRequest
+	(*WaitingRequest)(nil),           // 54: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 55: raylink.replay.v1.ListItemsRequest
+	(*CheckpointRequest)(nil),        // 56: raylink.replay.v1.CheckpointRequest
+	(*RestoreRequest)(nil),           // 57: raylink.replay.v1.RestoreRequest
+	(*FindItemsResponse)(nil),        // 58: raylink.replay.v1.FindItemsResponse
+	(*ChangeRowsResponse)(nil),       // 59: raylink.replay.v1.ChangeRowsResponse
+	(*DrawResponse)(nil),             // 60: raylink.replay.v1.DrawResponse
+	(*WaitingResponse)(nil),          // 61: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 62: raylink.replay.v1.ListItemsResponse
+	(*CheckpointResponse)(nil),       // 63: raylink.replay.v1.CheckpointResponse
+	(*RestoreResponse)(nil),          // 64: raylink.replay.v1.RestoreResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	42, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	41, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	42, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	41, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	43, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
-	44, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	42, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
+	43, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 11: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 12: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	45, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	44, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
 	2,  // 14: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
 	9,  // 15: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	9,  // 16: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	46, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	45, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
 	9,  // 18: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	46, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	45, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
 	20, // 20: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	47, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	46, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	46, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	45, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
 	24, // 23: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	47, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	25, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
-	28, // 26: raylink.replay.v1.FeedRequest.open:type_name -> raylink.replay.v1.FeedOpen
-	29, // 27: raylink.replay.v1.FeedRequest.rows:type_name -> raylink.replay.v1.FeedRows
-	30, // 28: raylink.replay.v1.FeedRequest.items:type_name -> raylink.replay.v1.FeedItem
-	46, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
-	46, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
-	46, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
-	32, // 32: raylink.replay.v1.FeedResponse.opened:type_name -> raylink.replay.v1.FeedOpened
-	46, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
+	46, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	47, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
+	27, // 26: raylink.replay.v1.FeedRequest.open:type_name -> raylink.replay.v1.FeedOpen
+	28, // 27: raylink.replay.v1.FeedRequest.rows:type_name -> raylink.replay.v1.FeedRows
+	29, // 28: raylink.replay.v1.FeedRequest.items:type_name -> raylink.replay.v1.FeedItem
+	45, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
+	45, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
+	45, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
+	31, // 32: raylink.replay.v1.FeedResponse.opened:type_name -> raylink.replay.v1.FeedOpened
+	45, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
 	12, // 34: raylink.replay.v1.FeedResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	47, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	46, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	6,  // 36: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	41, // 37: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	40, // 37: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
 	48, // 38: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
 	49, // 39: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
 	4,  // 40: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	47, // 41: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	46, // 41: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
 	50, // 42: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
 	50, // 43: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
 	7,  // 44: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
@@ -3528,35 +3387,37 @@ var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	52, // 50: raylink.replay.v1.Replay.ChangeRows:input_type -> raylink.replay.v1.ChangeRowsRequest
 	21, // 51: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
 	23, // 52: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	53, // 53: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 54: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
-	33, // 55: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	35, // 56: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	37, // 57: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	39, // 58: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	54, // 59: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	55, // 60: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
-	56, // 61: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
-	8,  // 62: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 63: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 64: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 65: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 66: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	57, // 67: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
-	58, // 68: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
-	22, // 69: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 70: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	59, // 71: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	31, // 72: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
-	34, // 73: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	36, // 74: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	38, // 75: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	40, // 76: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	60, // 77: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	61, // 78: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
-	62, // 79: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
-	62, // [62:80] is the sub-list for method output_type
-	44, // [44:62] is the sub-list for method input_type
+	53, // 53: raylink.replay.v1.Replay.Draw:input_type -> raylink.replay.v1.DrawRequest
+	54, // 54: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	26, // 55: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
+	32, // 56: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	34, // 57: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	36, // 58: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	38, // 59: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	55, // 60: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	56, // 61: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
+	57, // 62: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
+	8,  // 63: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 64: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 65: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 66: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 67: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	58, // 68: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
+	59, // 69: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
+	22, // 70: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	25, // 71: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	60, // 72: raylink.replay.v1.Replay.Draw:output_type -> raylink.replay.v1.DrawResponse
+	61, // 73: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	30, // 74: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
+	33, // 75: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	35, // 76: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	37, // 77: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	39, // 78: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	62, // 79: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	63, // 80: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
+	64, // 81: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
+	63, // [63:82] is the sub-list for method output_type
+	44, // [44:63] is the sub-list for method input_type
 	44, // [44:44] is the sub-list for extension type_name
 	44, // [44:44] is the sub-list for extension extendee
 	0,  // [0:44] is the sub-list for field type_name
@@ -3569,18 +3430,19 @@ func file_raylink_replay_v1_replay_proto_init() {
 	}
 	file_raylink_replay_v1_change_proto_init()
 	file_raylink_replay_v1_checkpoint_proto_init()
+	file_raylink_replay_v1_draw_proto_init()
 	file_raylink_replay_v1_file_proto_init()
 	file_raylink_replay_v1_inspect_proto_init()
 	file_raylink_replay_v1_items_proto_init()
 	file_raylink_replay_v1_replay_proto_msgTypes[17].OneofWrappers = []any{}
-	file_raylink_replay_v1_replay_proto_msgTypes[27].OneofWrappers = []any{}
+	file_raylink_replay_v1_replay_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   39,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
