@@ -146,15 +146,16 @@ func (st *sampleStream[C]) send(stream replayv1raylink.ReplayDrawClientStream) {
 	}
 }
 
-// want requests batches, so that more are drawn ahead, once half of those are left.
+// want requests batches, so that as many as the sampler draws ahead are on their way, and at least a
+// number.
 func (st *sampleStream[C]) want(least int) {
-	ahead := uint64(st.sampler.options.prefetch) //nolint:gosec // not negative
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if open := st.batches - st.taken; open >= uint64(least) && open > ahead/2 || open >= max(ahead, uint64(least)) { //nolint:gosec // not negative
+	batches := st.taken + uint64(max(st.sampler.options.prefetch, least)) //nolint:gosec // not negative
+	if batches <= st.batches {
 		return
 	}
-	st.batches = st.taken + max(ahead, uint64(least)) //nolint:gosec // not negative
+	st.batches = batches
 	select {
 	case st.wake <- struct{}{}:
 	default:
