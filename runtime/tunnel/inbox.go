@@ -107,8 +107,8 @@ func (m packet) excess() int {
 }
 
 // decode decodes the message into one that must be empty, or discards it if that is nil. A large
-// message may alias the memory of the packet, and owns it then. aliases is whether the last large one
-// did.
+// message may alias the memory of the packet, and owns it then. aliases is whether the last large
+// one did.
 func (m packet) decode(to proto.Message, aliases *atomic.Bool) (err error) {
 	aliased := false
 	switch {
@@ -232,8 +232,8 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	return nil, nil
 }
 
-// newAssembly returns an assembly for a message. Its first buffer is no larger than what the peer has
-// credit for, which is accounted for: a size that is only announced is not allocated.
+// newAssembly returns an assembly for a message. Its first buffer is no larger than what the peer
+// has credit for, which is accounted for: a size that is only announced is not allocated.
 func (b *inbox) newAssembly(total int) *assembly {
 	b.mu.Lock()
 	most := max(initialStreamBytes, b.credit+b.allowance)

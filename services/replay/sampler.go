@@ -35,7 +35,7 @@ func BatchOf(items int) SamplerOption {
 }
 
 // Prefetch is how many batches a sampler draws ahead, by default none. They are drawn with the
-// priorities of that time, and count as sampled.
+// priorities of that time, and count as sampled, also if they are lost with a connection.
 func Prefetch(batches int) SamplerOption {
 	return samplerOption(func(o *samplerOptions) { o.prefetch = batches })
 }
@@ -143,8 +143,8 @@ type Sampler[C any] struct {
 	fetched  chan fetched[C]
 	fetcher  sync.WaitGroup
 
-	// stream is that of a sampler that has not mapped the ring, or nil; unary means that there can't
-	// be any.
+	// stream is that of a sampler that has not mapped the ring, or nil; unary means that there
+	// can't be any.
 	stream *sampleStream[C]
 	unary  atomic.Bool
 }
@@ -202,6 +202,11 @@ func (s *Sampler[C]) Close() error {
 // replaced, counted, and given back to the limiter. All of its rows are those of one incarnation of
 // the replay.
 //
+// On another machine the node copies and sends the rows, on a stream that stays open. If that is
+// lost, Next returns an error, which says how much had arrived; what was on its way counts as
+// sampled. The next call of Next opens another stream. If the replay was restarted, Next goes on
+// with the new one.
+//
 // Next waits for the table's limiter. If the context ends first, the error matches [ErrBlocked] and
 // the context's error, and says what the limiter waits for. The draw keeps its place among those
 // that wait, and its items are the batch of the next call of Next. If the node ends, or its process
@@ -228,7 +233,7 @@ func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 	return nil, fmt.Errorf("sample table %q: %w", s.config.Name, err)
 }
 
-// recycle takes back the batch that Next returned last.
+// recycle reclaims the batch that Next returned last.
 func (s *Sampler[C]) recycle() {
 	b := s.last
 	if b == nil {

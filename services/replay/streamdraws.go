@@ -442,7 +442,7 @@ func (d *drawing) withoutLost(samples []table.Sample, data []byte, lost []int) (
 }
 
 // sendLong sends a sample in several responses. If a row is overwritten meanwhile, the last one
-// says so.
+// drops the sample.
 func (d *drawing) sendLong(ctx context.Context, sample *table.Sample, most int) (kept int, err error) {
 	items := sampledColumnsOf([]table.Sample{*sample})
 	sequences := appendSample(nil, sample)

@@ -38,7 +38,7 @@ type sampleStream[C any] struct {
 
 	mu sync.Mutex
 	// batches is how many were requested in all, and done how many responses with rows are not used
-	// any more; said is what the node was told of the latter.
+	// any more.
 	batches, done uint64
 	wake          chan struct{}
 	// received and items are how many whole batches, and items of the next, have arrived.
@@ -146,8 +146,8 @@ func (st *sampleStream[C]) send(stream replayv1raylink.ReplayDrawClientStream) {
 	}
 }
 
-// want requests batches, so that as many as the sampler draws ahead are on their way, and at least a
-// number.
+// want requests batches, so that as many as the sampler draws ahead are on their way, and at least
+// a number.
 func (st *sampleStream[C]) want(least int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -300,8 +300,8 @@ type gathering[C any] struct {
 	batch     *SampledBatch[C]
 	sequences []uint64
 	room      int
-	// announced are the items of the last response that had some, and lengths their numbers of rows.
-	// Until the missing rows have arrived, those that have are in partial.
+	// announced are the items of the last response that had some, and lengths their numbers of
+	// rows. Until the missing rows have arrived, those that have are in partial.
 	announced *replayv1.SampledColumns
 	lengths   []int
 	missing   int

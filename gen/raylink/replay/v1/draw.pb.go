@@ -23,8 +23,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// DrawRequest is a message of a sampler: the first one has `open`. A message that breaks a rule ends
-// the stream with an error.
+// DrawRequest is a message of a sampler: the first one has `open`. A message that breaks a rule
+// ends the stream with an error.
 type DrawRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Open  *DrawOpen              `protobuf:"bytes,1,opt,name=open,proto3" json:"open,omitempty"`
