@@ -2,7 +2,11 @@ package mutants
 
 // ofDrawStreams returns the mutants of streams of samples.
 func ofDrawStreams() []Mutant {
-	const node, sampler = "services/replay/streamdraws.go", "services/replay/streamsampler.go"
+	const (
+		node, sampler = "services/replay/streamdraws.go", "services/replay/streamsampler.go"
+		// outOfRange is printed where a mutant panics.
+		outOfRange = "slice bounds out of range"
+	)
 	return []Mutant{
 		{
 			Name: "replay/streams-of-samples-forget-what-was-wanted",
@@ -92,12 +96,12 @@ func ofDrawStreams() []Mutant {
 		{
 			Name: "replay/streamed-rows-have-any-size",
 			Edit: Edit{File: sampler, Func: "gathering.addRows", Original: "len(data) != g.shape.bytes(int(n))", Mutated: "false"},
-			Test: "TestHostileResponsesAreRefused",
+			Test: "TestHostileResponsesAreRefused", Prints: outOfRange,
 		},
 		{
 			Name: "replay/anything-is-dropped",
 			Edit: Edit{File: sampler, Func: "gathering.drop", Original: "g.missing == 0", Mutated: "false"},
-			Test: "TestHostileResponsesAreRefused",
+			Test: "TestHostileResponsesAreRefused", Prints: outOfRange,
 		},
 		{
 			Name: "replay/runs-of-streamed-items-overlap",
@@ -105,9 +109,15 @@ func ofDrawStreams() []Mutant {
 			Test: "TestHostileResponsesAreRefused",
 		},
 		{
-			Name: "replay/batches-of-different-lengths-share-memory",
-			Edit: Edit{File: sampler, Func: "gathering.shared", Original: "slices.Min(g.lengths) == length", Mutated: "true"},
-			Test: "TestSamplesHaveTheRowsOfTheirItems",
+			Name: "replay/messages-of-small-rows-are-large",
+			Edit: Edit{File: "services/replay/heads.go", Func: "rowsPerChunk", Original: "rowSize(layout)+numberBytes", Mutated: "rowSize(layout)"},
+			Test: "TestMessagesOfSmallRowsAreBounded",
+		},
+		{
+			Name:   "replay/batches-of-different-lengths-share-memory",
+			Edit:   Edit{File: sampler, Func: "gathering.shared", Original: "slices.Min(g.lengths) == length", Mutated: "true"},
+			Test:   "TestSamplesHaveTheRowsOfTheirItems",
+			Prints: outOfRange,
 		},
 		{
 			Name: "tunnel/buffers-of-aliased-messages-are-used-again",
