@@ -75,7 +75,7 @@ func ofDrawStreams() []Mutant {
 		},
 		{
 			Name: "replay/samplers-end-with-the-ring-before",
-			Edit: Edit{File: sampler, Func: "Sampler.nextStreamed", Original: "again && errors.Is(got.err, ring.ErrEnded)", Mutated: "false"},
+			Edit: Edit{File: sampler, Func: "Sampler.nextStreamed", Original: "again && errors.Is", Mutated: "!again && errors.Is"},
 			Test: "TestStreamedSamplerGoesOnWithTheRestartedReplay",
 		},
 		{
@@ -105,7 +105,7 @@ func ofDrawStreams() []Mutant {
 		},
 		{
 			Name: "replay/runs-of-streamed-items-overlap",
-			Edit: Edit{File: sampler, Func: "rowsOfRuns", Original: "first < next", Mutated: "false"},
+			Edit: Edit{File: sampler, Func: "rowsOfRuns", Original: "first < next", Mutated: "next == 1"},
 			Test: "TestHostileResponsesAreRefused",
 		},
 		{

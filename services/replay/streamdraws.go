@@ -142,7 +142,6 @@ func (d *drawing) check(ctx context.Context) (err error) {
 		return fmt.Errorf("sample with weights of exponent %g: %w: it must be finite and not negative", beta, ErrArgument)
 	}
 	d.columns = make([][]byte, len(d.shape.sizes))
-	d.samples = make([]table.Sample, open.GetItems())
 	d.head, err = d.node.ring.Reader()
 	return err
 }
@@ -261,6 +260,9 @@ func (d *drawing) draw(ctx context.Context, n int) ([]table.Sample, error) {
 		return nil, err
 	}
 	options := table.SampleOptions{Caller: d.open.GetCaller(), Beta: d.open.GetBeta()}
+	if len(d.samples) < n {
+		d.samples = make([]table.Sample, n)
+	}
 	samples := d.samples[:n]
 	done, err := t.TrySample(samples, options)
 	if blocked, _ := blockedOf(err); blocked != nil {
