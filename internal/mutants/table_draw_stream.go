@@ -49,8 +49,7 @@ func ofDrawStreams() []Mutant {
 		{
 			Name: "replay/streams-of-a-node-that-ends-go-on",
 			Edit: Edit{File: node, Func: "draws.close", Original: "end(cause)", Mutated: "_ = end"},
-			Test: "TestStreamedSamplerGoesOnWithTheRestartedReplay",
-			Args: []string{"-test.timeout=20s"},
+			Test: "TestNodeEndsStreamsOfSamples",
 		},
 		{
 			Name: "replay/data-of-batches-is-not-aligned",
@@ -86,7 +85,7 @@ func ofDrawStreams() []Mutant {
 		{
 			Name: "replay/batches-of-streams-have-more-items",
 			Edit: Edit{File: sampler, Func: "gathering.announce", Original: "n > left", Mutated: "false"},
-			Test: "TestHostileResponsesAreRefused",
+			Test: "TestHostileResponsesAreRefused", Prints: outOfRange,
 		},
 		{
 			Name: "replay/several-items-have-fewer-rows",

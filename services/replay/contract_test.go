@@ -174,7 +174,7 @@ func (r *sizedReplay) Sample(ctx context.Context, req *replayv1.SampleRequest) (
 
 // TestMessagesOfSmallRowsAreBounded reads rows that are smaller than their sequence numbers.
 func TestMessagesOfSmallRowsAreBounded(t *testing.T) {
-	const rows = 1_500_000
+	const rows = 3_000_000
 	n := testNode(t, &replayv1.ReplayConfig{Capacity: rows, Columns: []*tensorv1.Column{Column[uint8]("x")}})
 	r := &sizedReplay{remoteReplay: remoteReplay{node: n}}
 	holder, c := open(t, n), open(t, r)

@@ -574,7 +574,9 @@ func TestManyBatchesLeaveNothingBehind(t *testing.T) {
 // drawOnce sends requests on a stream of their own, and returns the error with which it ends.
 func drawOnce(t *testing.T, node *replayv1raylink.Replay, requests ...*replayv1.DrawRequest) error {
 	t.Helper()
-	stream, err := node.Draw(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	stream, err := node.Draw(ctx)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, stream.Close()) }()
 	for i, req := range requests {
@@ -592,6 +594,22 @@ func drawOnce(t *testing.T, node *replayv1raylink.Replay, requests ...*replayv1.
 			return ringError(err)
 		}
 	}
+}
+
+// TestNodeEndsStreamsOfSamples has a sampler that wants nothing.
+func TestNodeEndsStreamsOfSamples(t *testing.T) {
+	n := testNode(t, pointsReplay(10, Table("t")))
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	stream, err := openTunnel(t, &remoteReplay{node: n}).Handle().Draw(ctx)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, stream.Close()) }()
+	require.NoError(t, stream.Send(&replayv1.DrawRequest{Open: &replayv1.DrawOpen{Table: "t", Items: 1}}))
+	_, err = stream.Receive()
+	require.NoError(t, err)
+	require.NoError(t, n.close())
+	_, err = stream.Receive()
+	require.ErrorIs(t, ringError(err), ring.ErrEnded)
 }
 
 func TestInvalidRequestsOfSamplersAreRefused(t *testing.T) {
