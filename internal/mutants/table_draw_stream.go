@@ -1,12 +1,12 @@
 package mutants
 
+import "slices"
+
 // ofDrawStreams returns the mutants of streams of samples.
-func ofDrawStreams() []Mutant {
-	const (
-		node, sampler = "services/replay/streamdraws.go", "services/replay/streamsampler.go"
-		// outOfRange is printed where a mutant panics.
-		outOfRange = "slice bounds out of range"
-	)
+func ofDrawStreams() []Mutant { return slices.Concat(ofDrawingNodes(), ofStreamedSamplers()) }
+
+func ofDrawingNodes() []Mutant {
+	const node = "services/replay/streamdraws.go"
 	return []Mutant{
 		{
 			Name: "replay/streams-of-samples-forget-what-was-wanted",
@@ -56,6 +56,16 @@ func ofDrawStreams() []Mutant {
 			Edit: Edit{File: node, Func: "pad", Original: "begin%8 != 0", Mutated: "false"},
 			Test: "TestRowsBeginAtAMultipleOf8Bytes",
 		},
+	}
+}
+
+func ofStreamedSamplers() []Mutant {
+	const (
+		sampler = "services/replay/streamsampler.go"
+		// outOfRange is printed where a mutant panics.
+		outOfRange = "slice bounds out of range"
+	)
+	return []Mutant{
 		{
 			Name: "replay/samplers-draw-more-ahead",
 			Edit: Edit{

@@ -303,7 +303,7 @@ func rowsOfSample(s *table.Sample) uint64 {
 func (d *drawing) send(ctx context.Context, samples []table.Sample) (kept int, err error) {
 	for len(samples) > 0 {
 		rows, n := rowsOfSample(&samples[0]), 1
-		most := uint64(max(1, drawnBytes/d.shape.row)) //nolint:gosec // positive
+		most := uint64(max(1, drawnBytes/d.shape.row))
 		for n < len(samples) && rows+rowsOfSample(&samples[n]) <= most {
 			rows += rowsOfSample(&samples[n])
 			n++
@@ -331,7 +331,7 @@ func (n *node) giveBack(name string, items int) {
 // sendPart sends samples that have a number of rows: in one response, unless there is one sample
 // with more rows than a response has.
 func (d *drawing) sendPart(ctx context.Context, samples []table.Sample, rows uint64) (kept int, err error) {
-	most := uint64(max(1, maxChunk/d.shape.row)) //nolint:gosec // positive
+	most := uint64(max(1, maxChunk/d.shape.row))
 	if rows > most {
 		return d.sendLong(ctx, &samples[0], int(most)) //nolint:gosec // at most maxChunk
 	}
@@ -370,7 +370,7 @@ func (d *drawing) respond(res *replayv1.DrawResponse) error {
 
 // pad lets the data begin at a multiple of 8 bytes of the encoded message, if it is encoded last.
 func pad(res *replayv1.DrawResponse) {
-	data := res.Data
+	data := res.GetData()
 	res.Data = nil
 	begin := proto.Size(res) + 1
 	for n := len(data); n > 0; n >>= 7 {
@@ -403,7 +403,7 @@ func (d *drawing) copyRows(ctx context.Context, sequences []uint64) (data []byte
 	n := len(sequences)
 	data = d.buffer(d.shape.bytes(n))
 	d.shape.split(data, n, 0, n, d.columns)
-	into, err := ring.BatchOf(d.node.ring.Layout(), uint64(n), d.columns, nil) //nolint:gosec // not negative
+	into, err := ring.BatchOf(d.node.ring.Layout(), uint64(n), d.columns, nil)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -54,7 +54,7 @@ func (s *Sampler[C]) openStream() error {
 	st.ctx, st.cancel = context.WithCancel(s.ctx)
 	st.gathering = gathering[C]{sampler: s, shape: shapeOf(s.typed.client.layout)}
 	st.gathering.columns = make([][]byte, len(st.gathering.shape.sizes))
-	st.batches = uint64(max(1, s.options.prefetch)) //nolint:gosec // not negative
+	st.batches = uint64(max(1, s.options.prefetch))
 	s.fetcher.Add(1)
 	if err := s.typed.client.start(func(context.Context) {
 		defer s.fetcher.Done()
@@ -127,7 +127,8 @@ func withoutStreams(err error) bool {
 func (st *sampleStream[C]) send(stream replayv1raylink.ReplayDrawClientStream) {
 	options := st.sampler.options
 	open := &replayv1.DrawOpen{
-		Table: st.sampler.config.Name, Items: uint32(options.batch), Beta: options.beta, Caller: options.caller, Call: st.call, //nolint:gosec // at most maxSampledItems
+		Table: st.sampler.config.Name, Beta: options.beta, Caller: options.caller, Call: st.call,
+		Items:  uint32(options.batch),                       //nolint:gosec // at most maxSampledItems
 		Length: uint32(min(options.length, math.MaxUint32)), //nolint:gosec // not negative
 	}
 	for {
@@ -328,7 +329,7 @@ func (g *gathering[C]) add(res *replayv1.DrawResponse) (*SampledBatch[C], error)
 	if replaced > maxSampledItems {
 		return nil, fmt.Errorf("%w: %d items were replaced", ring.ErrBatch, replaced)
 	}
-	b.Replaced += int(replaced) //nolint:gosec // see above
+	b.Replaced += int(replaced)
 	if res.GetDropped() {
 		return nil, g.drop(res)
 	}
@@ -577,5 +578,5 @@ func rowsOfRuns(firsts []uint64, lengths []uint32, most uint64) (int, error) {
 	if n == 0 {
 		return 0, fmt.Errorf("%w: an item without rows", ring.ErrBatch)
 	}
-	return int(n), nil //nolint:gosec // at most the capacity
+	return int(n), nil
 }
