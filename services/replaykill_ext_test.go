@@ -47,6 +47,29 @@ func (e elsewhere) Feed(ctx context.Context, from replayv1raylink.ReplayFeedServ
 	if err != nil {
 		return err
 	}
+	return forward(from, to)
+}
+
+// Draw forwards the stream of a sampler.
+func (e elsewhere) Draw(ctx context.Context, from replayv1raylink.ReplayDrawServerStream) error {
+	to, err := e.Replay.Draw(ctx)
+	if err != nil {
+		return err
+	}
+	return forward(from, to)
+}
+
+// forward forwards what either end of a stream sends to the other one.
+func forward[Request, Response any](from interface {
+	Receive() (Request, error)
+	Send(res Response) error
+}, to interface {
+	Send(req Request) error
+	Receive() (Response, error)
+	CloseSend() error
+	Close() error
+},
+) error {
 	go func() {
 		for {
 			req, err := from.Receive()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
@@ -27,6 +28,8 @@ type inbox struct {
 	id   uint32
 	what string
 
+	// aliases is set if the last large message was decoded in place: see [packet.decode].
+	aliases atomic.Bool
 	// dropped is set when unread messages are to be discarded, ended when further arrivals are.
 	dropped, ended atomic.Bool
 
@@ -101,6 +104,27 @@ func (m packet) excess() int {
 		return 0
 	}
 	return m.slab.Excess
+}
+
+// decode decodes the message into one that must be empty, or discards it if that is nil. A large
+// message may alias the memory of the packet, and owns it then. aliases is whether the last large
+// one did.
+func (m packet) decode(to proto.Message, aliases *atomic.Bool) (err error) {
+	aliased := false
+	switch {
+	case to == nil:
+	case m.slab != nil && m.slab.Cost > 0:
+		aliased, err = codec.DecodeAliasing(m.body, to)
+		if aliases.Load() != aliased {
+			aliases.Store(aliased)
+		}
+	default:
+		err = codec.Decode(m.body, to)
+	}
+	if !aliased {
+		m.slab.Free()
+	}
+	return err
 }
 
 // maxIdlePackets is the largest capacity of an empty queue that is kept.
@@ -189,7 +213,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	if total > limit {
 		return MessageTooLarge(b.what, !b.conn.dialled, total, limit), nil
 	}
-	b.assembly = newAssembly(total, initialStreamBytes)
+	b.assembly = b.newAssembly(total)
 	if err := b.assembly.add(p.rest); err != nil {
 		return nil, err
 	}
@@ -206,6 +230,18 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	b.mu.Unlock()
 	b.progress()
 	return nil, nil
+}
+
+// newAssembly returns an assembly for a message. Its first buffer is no larger than what the peer
+// has credit for, which is accounted for: a size that is only announced is not allocated.
+func (b *inbox) newAssembly(total int) *assembly {
+	b.mu.Lock()
+	most := max(initialStreamBytes, b.credit+b.allowance)
+	b.mu.Unlock()
+	if b.aliases.Load() {
+		return &assembly{total: total, buf: codec.NewAliasable(min(total, most))}
+	}
+	return newAssembly(total, most)
 }
 
 // put adds a whole small message. Its body stays in the read buffer until it is published.

@@ -208,11 +208,7 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	if s.info != nil {
 		s.info.ReceiveStats = connect.MessageStats{Size: len(m.body)}
 	}
-	if to != nil {
-		err = codec.Decode(m.body, to)
-	}
-	m.slab.Free()
-	if err != nil {
+	if err = m.decode(to, &s.inbox.aliases); err != nil {
 		wrong := Undecodable(s.req.Procedure, false, err)
 		s.abort(wrong)
 		return wrong
@@ -394,11 +390,7 @@ func (s *serverStream) ReceiveEmpty(to proto.Message) error {
 		return err
 	}
 	s.received = len(m.body)
-	if to != nil {
-		err = codec.Decode(m.body, to)
-	}
-	m.slab.Free()
-	if err != nil {
+	if err = m.decode(to, &s.inbox.aliases); err != nil {
 		return Undecodable(s.in.Procedure, true, err)
 	}
 	return nil

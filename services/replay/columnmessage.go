@@ -45,8 +45,8 @@ func sampledColumnsOf(samples []table.Sample) *replayv1.SampledColumns {
 	return c
 }
 
-// sampledItemsIn returns the items of columns, or an error if these do not fit together.
-func sampledItemsIn(c *replayv1.SampledColumns) ([]*replayv1.SampledItem, error) {
+// checkSampledColumns returns an error if columns do not fit together.
+func checkSampledColumns(c *replayv1.SampledColumns) error {
 	n := len(c.GetKeys())
 	for _, column := range []struct {
 		name string
@@ -62,7 +62,7 @@ func sampledItemsIn(c *replayv1.SampledColumns) ([]*replayv1.SampledItem, error)
 		{"runs", len(c.GetRuns())},
 	} {
 		if column.rows != n && column.rows != 0 {
-			return nil, fmt.Errorf("invalid response from the replay: %w: %d items with %d %s", ring.ErrBatch, n, column.rows, column.name)
+			return fmt.Errorf("invalid response from the replay: %w: %d items with %d %s", ring.ErrBatch, n, column.rows, column.name)
 		}
 	}
 	runs := n
@@ -73,9 +73,18 @@ func sampledItemsIn(c *replayv1.SampledColumns) ([]*replayv1.SampledItem, error)
 		}
 	}
 	if len(c.GetFirsts()) != runs || len(c.GetLengths()) != runs {
-		return nil, fmt.Errorf("invalid response from the replay: %w: %d items with %d runs, which have %d first rows and %d lengths",
+		return fmt.Errorf("invalid response from the replay: %w: %d items with %d runs, which have %d first rows and %d lengths",
 			ring.ErrBatch, n, runs, len(c.GetFirsts()), len(c.GetLengths()))
 	}
+	return nil
+}
+
+// sampledItemsIn returns the items of columns, or an error if these do not fit together.
+func sampledItemsIn(c *replayv1.SampledColumns) ([]*replayv1.SampledItem, error) {
+	if err := checkSampledColumns(c); err != nil {
+		return nil, err
+	}
+	n, runs := len(c.GetKeys()), len(c.GetFirsts())
 	messages := make([]replayv1.Run, runs)
 	pointers := make([]*replayv1.Run, runs)
 	for i := range messages {

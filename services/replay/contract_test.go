@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
@@ -72,7 +73,7 @@ type byShape struct{ calls, streams http.RoundTripper }
 
 func (b byShape) RoundTrip(req *http.Request) (*http.Response, error) {
 	switch path.Base(req.URL.Path) {
-	case "Feed":
+	case "Feed", "Draw":
 		return b.streams.RoundTrip(req)
 	default:
 		return b.calls.RoundTrip(req)
@@ -142,6 +143,69 @@ func TestReadsAreNotBoundedInBytes(t *testing.T) {
 		}
 		require.NoError(t, area.Release())
 	})
+}
+
+// sizedReplay is a replay on another machine that knows the size of the largest messages.
+type sizedReplay struct {
+	remoteReplay
+
+	largest atomic.Int64
+}
+
+func (r *sizedReplay) saw(message proto.Message) {
+	r.largest.Store(max(r.largest.Load(), int64(proto.Size(message))))
+}
+
+func (r *sizedReplay) Read(ctx context.Context, req *replayv1.ReadRequest) (*replayv1.ReadResponse, error) {
+	res, err := r.remoteReplay.Read(ctx, req)
+	r.saw(req)
+	r.saw(res)
+	return res, err
+}
+
+func (r *sizedReplay) Newest(ctx context.Context, req *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
+	res, err := r.remoteReplay.Newest(ctx, req)
+	r.saw(res)
+	return res, err
+}
+
+func (r *sizedReplay) Sample(ctx context.Context, req *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
+	res, err := r.remoteReplay.Sample(ctx, req)
+	r.saw(res)
+	return res, err
+}
+
+// TestMessagesOfSmallRowsAreBounded reads rows that are smaller than their sequence numbers.
+func TestMessagesOfSmallRowsAreBounded(t *testing.T) {
+	const rows = 3_000_000
+	n := testNode(t, &replayv1.ReplayConfig{Capacity: rows, Columns: []*tensorv1.Column{Column[uint8]("x")}})
+	r := &sizedReplay{remoteReplay: remoteReplay{node: n}}
+	holder, c := open(t, n), open(t, r)
+	b, err := c.NewBatch(rows)
+	require.NoError(t, err)
+	for i := range rows {
+		b.Bytes(0)[i] = byte(i)
+	}
+	_, err = holder.Writer().Append(t.Context(), b)
+	require.NoError(t, err)
+	h := c.Reader(nil)
+	apart := make([]uint64, rows/2)
+	for i := range apart {
+		apart[i] = uint64(2 * i)
+	}
+	lost, err := h.at(t.Context(), n.ring.ID().String(), apart, b)
+	require.NoError(t, err)
+	require.Empty(t, lost)
+	require.NoError(t, h.Newest(t.Context(), rows, b))
+	require.Len(t, b.Sequences(), rows)
+	for i, s := range b.Sequences() {
+		if uint64(i) != s || b.Bytes(0)[i] != byte(s) {
+			require.Fail(t, "another row", "%d: %d", i, s)
+		}
+	}
+	require.NoError(t, h.Sample(t.Context(), rows/2, b))
+	require.Positive(t, r.largest.Load())
+	require.LessOrEqual(t, r.largest.Load(), int64(maxChunk))
 }
 
 func TestRefusedWriteLeavesNoSequenceNumbers(t *testing.T) {

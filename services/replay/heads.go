@@ -17,9 +17,14 @@ import (
 // maxChunk is the maximum size in bytes of the rows in one message. Larger batches are split.
 const maxChunk = 8 << 20
 
-// rowsPerChunk returns the number of rows that fit into one message, at least one.
+// numberBytes is about the maximum size of a row's sequence number in a message, or of the run of a
+// row that lies apart.
+const numberBytes = 16
+
+// rowsPerChunk returns the number of rows that fit into one message with their sequence numbers, at
+// least one.
 func rowsPerChunk(layout ring.Layout) int {
-	return int(max(1, maxChunk/rowSize(layout))) //nolint:gosec // at most maxChunk
+	return int(max(1, maxChunk/(rowSize(layout)+numberBytes))) //nolint:gosec // at most maxChunk
 }
 
 // WriteHead writes to a replay. It is not safe for concurrent use.

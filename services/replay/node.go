@@ -36,6 +36,7 @@ type node struct {
 	columns []*tensorv1.Column
 	tables  *tables
 	feeds   feeds
+	draws   draws
 	// file is nil if the ring's file is removed with the node.
 	file *openFile
 
@@ -49,6 +50,7 @@ type node struct {
 func (n *node) close() error {
 	n.tables.close(ring.ErrEnded)
 	n.feeds.close(ring.ErrEnded)
+	n.draws.close(ring.ErrEnded)
 	if n.file != nil {
 		return errors.Join(n.file.close(), n.ring.End(), n.ring.Close(), n.file.own.close())
 	}

@@ -35,7 +35,7 @@ func BatchOf(items int) SamplerOption {
 }
 
 // Prefetch is how many batches a sampler draws ahead, by default none. They are drawn with the
-// priorities of that time, and count as sampled.
+// priorities of that time, and count as sampled, also if they are lost with a connection.
 func Prefetch(batches int) SamplerOption {
 	return samplerOption(func(o *samplerOptions) { o.prefetch = batches })
 }
@@ -91,6 +91,11 @@ type SampledBatch[C any] struct {
 	Replaced int
 
 	rows *Batch
+	// view has the rows instead, if they are in the memory of a response. stream is that which the
+	// batch was received on, in a number of responses.
+	view      *Batch
+	stream    *sampleStream[C]
+	responses uint64
 	// ring is that of the rows. returned is how many of the items drawn have to be given back to
 	// the limiter.
 	ring     string
@@ -137,11 +142,18 @@ type Sampler[C any] struct {
 	fetching bool
 	fetched  chan fetched[C]
 	fetcher  sync.WaitGroup
+
+	// stream is that of a sampler that has not mapped the ring, or nil; unary means that there
+	// can't be any.
+	stream *sampleStream[C]
+	unary  atomic.Bool
 }
 
 type fetched[C any] struct {
 	batch *SampledBatch[C]
 	err   error
+	// last means that nothing more is drawn.
+	last bool
 }
 
 // Sampler returns a sampler of a table. An unknown table is an error that matches [ErrTable]. A
@@ -190,6 +202,11 @@ func (s *Sampler[C]) Close() error {
 // replaced, counted, and given back to the limiter. All of its rows are those of one incarnation of
 // the replay.
 //
+// On another machine the node copies and sends the rows, on a stream that stays open. If that is
+// lost, Next returns an error, which says how much had arrived; what was on its way counts as
+// sampled. The next call of Next opens another stream. If the replay was restarted, Next goes on
+// with the new one.
+//
 // Next waits for the table's limiter. If the context ends first, the error matches [ErrBlocked] and
 // the context's error, and says what the limiter waits for. The draw keeps its place among those
 // that wait, and its items are the batch of the next call of Next. If the node ends, or its process
@@ -198,39 +215,12 @@ func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 	if s.ctx.Err() != nil {
 		return nil, fmt.Errorf("sample table %q: %w", s.config.Name, context.Cause(s.ctx))
 	}
-	if s.last != nil {
-		select {
-		case s.free <- s.last:
-		default:
-		}
-		s.last = nil
-	}
+	s.recycle()
 	begin := time.Now()
-	var got fetched[C]
-	if s.options.prefetch == 0 && !s.fetching {
-		got.batch, got.err = s.draw(ctx, false)
-	}
-	if got.batch == nil && got.err == nil {
-		if !s.fetching {
-			s.fetcher.Add(1)
-			if err := s.typed.client.start(s.fetch); err != nil {
-				s.fetcher.Done()
-				return nil, err
-			}
-			s.fetching = true
-		}
-		select {
-		case got = <-s.fetched:
-			s.fetching = got.err == nil && s.options.prefetch > 0
-		case <-ctx.Done():
-			got.err = ctx.Err()
-		case <-s.ctx.Done():
-			got.err = context.Cause(s.ctx)
-		}
-	}
-	if got.err == nil {
-		s.last = got.batch
-		return got.batch, nil
+	b, err := s.next(ctx)
+	if err == nil {
+		s.last = b
+		return b, nil
 	}
 	if cause := ctx.Err(); cause != nil {
 		known, waited := "", time.Since(begin).Round(time.Millisecond)
@@ -240,22 +230,76 @@ func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 		return nil, fmt.Errorf("sample table %q: %w: waited %v for %s: %w",
 			s.config.Name, ErrBlocked, waited, s.typed.client.waitingFor(s.config.Name, s.call.Load(), known), cause)
 	}
-	return nil, fmt.Errorf("sample table %q: %w", s.config.Name, got.err)
+	return nil, fmt.Errorf("sample table %q: %w", s.config.Name, err)
 }
 
-// fetch draws until that fails or the sampler is closed; only one batch, if the sampler does not
-// draw ahead.
+// recycle reclaims the batch that Next returned last.
+func (s *Sampler[C]) recycle() {
+	b := s.last
+	if b == nil {
+		return
+	}
+	s.last = nil
+	if b.stream != nil {
+		b.stream.release(b.responses)
+		b.stream, b.view = nil, nil
+	}
+	select {
+	case s.free <- b:
+	default:
+	}
+}
+
+// next returns the next batch, from a stream or drawn by calls.
+func (s *Sampler[C]) next(ctx context.Context) (*SampledBatch[C], error) {
+	if !s.fetching {
+		streams, err := s.streams(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if streams {
+			b, err := s.nextStreamed(ctx)
+			if !errors.Is(err, errNoStreams) {
+				return b, err
+			}
+		}
+		if s.options.prefetch == 0 {
+			if b, err := s.draw(ctx, false); b != nil || err != nil {
+				return b, err
+			}
+		}
+		s.fetcher.Add(1)
+		if err := s.typed.client.start(s.fetch); err != nil {
+			s.fetcher.Done()
+			return nil, err
+		}
+		s.fetching = true
+	}
+	select {
+	case got := <-s.fetched:
+		s.fetching = !got.last
+		return got.batch, got.err
+	case <-ctx.Done():
+		return nil, ctx.Err() //nolint:wrapcheck // Next adds the operation
+	case <-s.ctx.Done():
+		return nil, context.Cause(s.ctx)
+	}
+}
+
+// fetch draws until that fails, the sampler is closed, or the ring is not mapped any more; only one
+// batch, if the sampler does not draw ahead.
 func (s *Sampler[C]) fetch(context.Context) {
 	defer s.fetcher.Done()
 	for {
 		var next fetched[C]
 		next.batch, next.err = s.draw(s.ctx, true)
+		next.last = next.err != nil || s.options.prefetch == 0 || !s.typed.client.Mapped() && !s.unary.Load()
 		select {
 		case s.fetched <- next:
 		case <-s.ctx.Done():
 			return
 		}
-		if next.err != nil || s.options.prefetch == 0 {
+		if next.last {
 			return
 		}
 	}
@@ -274,11 +318,10 @@ func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], err
 			b.restart("")
 			b.returned, b.Replaced = 0, 0
 		default:
-			rows, err := s.typed.client.NewBatch(0)
-			if err != nil {
+			var err error
+			if b, err = s.newBatch(); err != nil {
 				return nil, err
 			}
-			b = &SampledBatch[C]{rows: rows, bytes: make([][]byte, len(rows.Layout().Columns))}
 		}
 		s.unfinished = b
 	}
@@ -294,6 +337,14 @@ func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], err
 	}
 	s.unfinished = nil
 	return b, b.finish(s.typed)
+}
+
+func (s *Sampler[C]) newBatch() (*SampledBatch[C], error) {
+	rows, err := s.typed.client.NewBatch(0)
+	if err != nil {
+		return nil, err
+	}
+	return &SampledBatch[C]{rows: rows, bytes: make([][]byte, len(rows.Layout().Columns))}, nil
 }
 
 // restart empties a batch, for rows of a ring.
@@ -349,9 +400,8 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*
 	for _, it := range items {
 		n := rowsIn(it.GetRuns())
 		if s.options.length > 0 && n > s.options.length {
-			b.returned += uint32(len(items)) //nolint:gosec // at most maxSampledItems
-			return fmt.Errorf("%w: it has %d rows, and the sampler's batches have %d for each: create it with replay.Length(%d)",
-				ErrItem, n, s.options.length, n)
+			b.returned += uint32(len(items))                     //nolint:gosec // at most maxSampledItems
+			return longItem(uint64(n), uint64(s.options.length)) //nolint:gosec // positive
 		}
 		length = max(length, n)
 	}
@@ -448,7 +498,11 @@ func (b *SampledBatch[C]) lengthen(length, items int) error {
 
 // finish sets what depends on all rows.
 func (b *SampledBatch[C]) finish(t *Typed[C]) error {
-	sequences := b.rows.Sequences()
+	all := b.rows
+	if b.view != nil {
+		all = b.view
+	}
+	sequences := all.Sequences()
 	b.Mask = b.Mask[:0]
 	for i := range b.Info {
 		rows := sequences[i*b.Length : (i+1)*b.Length]
@@ -464,9 +518,9 @@ func (b *SampledBatch[C]) finish(t *Typed[C]) error {
 		b.Info[i].Sequences = rows[:n:n]
 	}
 	for i := range b.bytes {
-		b.bytes[i] = b.rows.Bytes(i)
+		b.bytes[i] = all.Bytes(i)
 	}
-	return t.row.View(&b.Columns, b.rows.Rows(), b.bytes)
+	return t.row.View(&b.Columns, all.Rows(), b.bytes)
 }
 
 func infoOf(id, table string, it *replayv1.SampledItem) ItemInfo {

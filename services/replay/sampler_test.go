@@ -158,6 +158,7 @@ type busy struct {
 	*node
 
 	remote    bool
+	unary     bool
 	draws     atomic.Int64
 	overwrite func(draw int64)
 }
@@ -175,12 +176,20 @@ func (b *busy) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest
 	return res, err
 }
 
+func (b *busy) Draw(ctx context.Context, stream replayv1raylink.ReplayDrawServerStream) error {
+	if b.unary {
+		return b.UnimplementedReplayNode.Draw(ctx, stream)
+	}
+	b.draws.Add(1)
+	return b.node.Draw(ctx, stream)
+}
+
 func TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced(t *testing.T) {
 	for _, way := range []string{"mapped", "remote"} {
 		t.Run(way, func(t *testing.T) {
 			config := testConfig(20)
 			config.Columns, config.Tables = pointRow().Columns(), []*replayv1.TableConfig{Table("t", Uniform(), SamplesPerInsert(1000, 1, 100_000))}
-			n := &busy{node: testNode(t, config), remote: way == "remote"}
+			n := &busy{node: testNode(t, config), remote: way == "remote", unary: true}
 			p, err := As(open(t, n), pointRow())
 			require.NoError(t, err)
 			w := itemWriter(t, p, History(4))

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: raylink/replay/v1/items.proto
 
-// What calls of tables wait for.
+// Items that were sampled, and what calls of tables wait for.
 
 package replayv1
 
@@ -22,6 +22,134 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// SampledColumns are sampled items column by column: the n-th element of a column belongs to the
+// n-th item. A column of zeros may be empty.
+type SampledColumns struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []uint64               `protobuf:"fixed64,1,rep,packed,name=keys,proto3" json:"keys,omitempty"`
+	Probabilities []float64              `protobuf:"fixed64,2,rep,packed,name=probabilities,proto3" json:"probabilities,omitempty"`
+	Weights       []float64              `protobuf:"fixed64,3,rep,packed,name=weights,proto3" json:"weights,omitempty"`
+	Priorities    []float64              `protobuf:"fixed64,4,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
+	Sampled       []uint32               `protobuf:"varint,5,rep,packed,name=sampled,proto3" json:"sampled,omitempty"`
+	TableSizes    []uint64               `protobuf:"varint,6,rep,packed,name=table_sizes,json=tableSizes,proto3" json:"table_sizes,omitempty"`
+	AgesNs        []uint64               `protobuf:"fixed64,7,rep,packed,name=ages_ns,json=agesNs,proto3" json:"ages_ns,omitempty"`
+	Held          []bool                 `protobuf:"varint,8,rep,packed,name=held,proto3" json:"held,omitempty"`
+	// The number of runs of each item. Empty if each has one.
+	Runs []uint32 `protobuf:"varint,9,rep,packed,name=runs,proto3" json:"runs,omitempty"`
+	// The runs of all items, back to back.
+	Firsts        []uint64 `protobuf:"fixed64,10,rep,packed,name=firsts,proto3" json:"firsts,omitempty"`
+	Lengths       []uint32 `protobuf:"varint,11,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SampledColumns) Reset() {
+	*x = SampledColumns{}
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SampledColumns) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SampledColumns) ProtoMessage() {}
+
+func (x *SampledColumns) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SampledColumns.ProtoReflect.Descriptor instead.
+func (*SampledColumns) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SampledColumns) GetKeys() []uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetProbabilities() []float64 {
+	if x != nil {
+		return x.Probabilities
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetWeights() []float64 {
+	if x != nil {
+		return x.Weights
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetPriorities() []float64 {
+	if x != nil {
+		return x.Priorities
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetSampled() []uint32 {
+	if x != nil {
+		return x.Sampled
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetTableSizes() []uint64 {
+	if x != nil {
+		return x.TableSizes
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetAgesNs() []uint64 {
+	if x != nil {
+		return x.AgesNs
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetHeld() []bool {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetRuns() []uint32 {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetFirsts() []uint64 {
+	if x != nil {
+		return x.Firsts
+	}
+	return nil
+}
+
+func (x *SampledColumns) GetLengths() []uint32 {
+	if x != nil {
+		return x.Lengths
+	}
+	return nil
+}
 
 // Blocked describes a call that the limiter made wait.
 type Blocked struct {
@@ -46,7 +174,7 @@ type Blocked struct {
 
 func (x *Blocked) Reset() {
 	*x = Blocked{}
-	mi := &file_raylink_replay_v1_items_proto_msgTypes[0]
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -58,7 +186,7 @@ func (x *Blocked) String() string {
 func (*Blocked) ProtoMessage() {}
 
 func (x *Blocked) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_items_proto_msgTypes[0]
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -71,7 +199,7 @@ func (x *Blocked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blocked.ProtoReflect.Descriptor instead.
 func (*Blocked) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{0}
+	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Blocked) GetCaller() string {
@@ -155,7 +283,7 @@ type WaitingRequest struct {
 
 func (x *WaitingRequest) Reset() {
 	*x = WaitingRequest{}
-	mi := &file_raylink_replay_v1_items_proto_msgTypes[1]
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -167,7 +295,7 @@ func (x *WaitingRequest) String() string {
 func (*WaitingRequest) ProtoMessage() {}
 
 func (x *WaitingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_items_proto_msgTypes[1]
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -180,7 +308,7 @@ func (x *WaitingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitingRequest.ProtoReflect.Descriptor instead.
 func (*WaitingRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{1}
+	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *WaitingRequest) GetTable() string {
@@ -207,7 +335,7 @@ type WaitingResponse struct {
 
 func (x *WaitingResponse) Reset() {
 	*x = WaitingResponse{}
-	mi := &file_raylink_replay_v1_items_proto_msgTypes[2]
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -219,7 +347,7 @@ func (x *WaitingResponse) String() string {
 func (*WaitingResponse) ProtoMessage() {}
 
 func (x *WaitingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_items_proto_msgTypes[2]
+	mi := &file_raylink_replay_v1_items_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -232,7 +360,7 @@ func (x *WaitingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitingResponse.ProtoReflect.Descriptor instead.
 func (*WaitingResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{2}
+	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *WaitingResponse) GetBlocked() *Blocked {
@@ -246,7 +374,23 @@ var File_raylink_replay_v1_items_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_items_proto_rawDesc = "" +
 	"\n" +
-	"\x1draylink/replay/v1/items.proto\x12\x11raylink.replay.v1\"\xfe\x01\n" +
+	"\x1draylink/replay/v1/items.proto\x12\x11raylink.replay.v1\"\xb2\x02\n" +
+	"\x0eSampledColumns\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\x06R\x04keys\x12$\n" +
+	"\rprobabilities\x18\x02 \x03(\x01R\rprobabilities\x12\x18\n" +
+	"\aweights\x18\x03 \x03(\x01R\aweights\x12\x1e\n" +
+	"\n" +
+	"priorities\x18\x04 \x03(\x01R\n" +
+	"priorities\x12\x18\n" +
+	"\asampled\x18\x05 \x03(\rR\asampled\x12\x1f\n" +
+	"\vtable_sizes\x18\x06 \x03(\x04R\n" +
+	"tableSizes\x12\x17\n" +
+	"\aages_ns\x18\a \x03(\x06R\x06agesNs\x12\x12\n" +
+	"\x04held\x18\b \x03(\bR\x04held\x12\x12\n" +
+	"\x04runs\x18\t \x03(\rR\x04runs\x12\x16\n" +
+	"\x06firsts\x18\n" +
+	" \x03(\x06R\x06firsts\x12\x18\n" +
+	"\alengths\x18\v \x03(\rR\alengths\"\xfe\x01\n" +
 	"\aBlocked\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x1c\n" +
 	"\toperation\x18\x02 \x01(\tR\toperation\x12\x12\n" +
@@ -277,14 +421,15 @@ func file_raylink_replay_v1_items_proto_rawDescGZIP() []byte {
 	return file_raylink_replay_v1_items_proto_rawDescData
 }
 
-var file_raylink_replay_v1_items_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_raylink_replay_v1_items_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_raylink_replay_v1_items_proto_goTypes = []any{
-	(*Blocked)(nil),         // 0: raylink.replay.v1.Blocked
-	(*WaitingRequest)(nil),  // 1: raylink.replay.v1.WaitingRequest
-	(*WaitingResponse)(nil), // 2: raylink.replay.v1.WaitingResponse
+	(*SampledColumns)(nil),  // 0: raylink.replay.v1.SampledColumns
+	(*Blocked)(nil),         // 1: raylink.replay.v1.Blocked
+	(*WaitingRequest)(nil),  // 2: raylink.replay.v1.WaitingRequest
+	(*WaitingResponse)(nil), // 3: raylink.replay.v1.WaitingResponse
 }
 var file_raylink_replay_v1_items_proto_depIdxs = []int32{
-	0, // 0: raylink.replay.v1.WaitingResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	1, // 0: raylink.replay.v1.WaitingResponse.blocked:type_name -> raylink.replay.v1.Blocked
 	1, // [1:1] is the sub-list for method output_type
 	1, // [1:1] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
@@ -303,7 +448,7 @@ func file_raylink_replay_v1_items_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_items_proto_rawDesc), len(file_raylink_replay_v1_items_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

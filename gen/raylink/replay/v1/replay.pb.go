@@ -1765,134 +1765,6 @@ func (x *SampledItem) GetHeld() bool {
 	return false
 }
 
-// SampledColumns are sampled items column by column: the n-th element of a column belongs to the
-// n-th item. A column of zeros may be empty.
-type SampledColumns struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []uint64               `protobuf:"fixed64,1,rep,packed,name=keys,proto3" json:"keys,omitempty"`
-	Probabilities []float64              `protobuf:"fixed64,2,rep,packed,name=probabilities,proto3" json:"probabilities,omitempty"`
-	Weights       []float64              `protobuf:"fixed64,3,rep,packed,name=weights,proto3" json:"weights,omitempty"`
-	Priorities    []float64              `protobuf:"fixed64,4,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
-	Sampled       []uint32               `protobuf:"varint,5,rep,packed,name=sampled,proto3" json:"sampled,omitempty"`
-	TableSizes    []uint64               `protobuf:"varint,6,rep,packed,name=table_sizes,json=tableSizes,proto3" json:"table_sizes,omitempty"`
-	AgesNs        []uint64               `protobuf:"fixed64,7,rep,packed,name=ages_ns,json=agesNs,proto3" json:"ages_ns,omitempty"`
-	Held          []bool                 `protobuf:"varint,8,rep,packed,name=held,proto3" json:"held,omitempty"`
-	// The number of runs of each item. Empty if each has one.
-	Runs []uint32 `protobuf:"varint,9,rep,packed,name=runs,proto3" json:"runs,omitempty"`
-	// The runs of all items, back to back.
-	Firsts        []uint64 `protobuf:"fixed64,10,rep,packed,name=firsts,proto3" json:"firsts,omitempty"`
-	Lengths       []uint32 `protobuf:"varint,11,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SampledColumns) Reset() {
-	*x = SampledColumns{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SampledColumns) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SampledColumns) ProtoMessage() {}
-
-func (x *SampledColumns) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SampledColumns.ProtoReflect.Descriptor instead.
-func (*SampledColumns) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *SampledColumns) GetKeys() []uint64 {
-	if x != nil {
-		return x.Keys
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetProbabilities() []float64 {
-	if x != nil {
-		return x.Probabilities
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetWeights() []float64 {
-	if x != nil {
-		return x.Weights
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetPriorities() []float64 {
-	if x != nil {
-		return x.Priorities
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetSampled() []uint32 {
-	if x != nil {
-		return x.Sampled
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetTableSizes() []uint64 {
-	if x != nil {
-		return x.TableSizes
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetAgesNs() []uint64 {
-	if x != nil {
-		return x.AgesNs
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetHeld() []bool {
-	if x != nil {
-		return x.Held
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetRuns() []uint32 {
-	if x != nil {
-		return x.Runs
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetFirsts() []uint64 {
-	if x != nil {
-		return x.Firsts
-	}
-	return nil
-}
-
-func (x *SampledColumns) GetLengths() []uint32 {
-	if x != nil {
-		return x.Lengths
-	}
-	return nil
-}
-
 type SampleItemsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All of those wanted, or fewer if the limiter blocked the rest.
@@ -1908,7 +1780,7 @@ type SampleItemsResponse struct {
 
 func (x *SampleItemsResponse) Reset() {
 	*x = SampleItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +1792,7 @@ func (x *SampleItemsResponse) String() string {
 func (*SampleItemsResponse) ProtoMessage() {}
 
 func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +1805,7 @@ func (x *SampleItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleItemsResponse.ProtoReflect.Descriptor instead.
 func (*SampleItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SampleItemsResponse) GetItems() []*SampledItem {
@@ -1980,7 +1852,7 @@ type FeedRequest struct {
 
 func (x *FeedRequest) Reset() {
 	*x = FeedRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +1864,7 @@ func (x *FeedRequest) String() string {
 func (*FeedRequest) ProtoMessage() {}
 
 func (x *FeedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +1877,7 @@ func (x *FeedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRequest.ProtoReflect.Descriptor instead.
 func (*FeedRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FeedRequest) GetOpen() *FeedOpen {
@@ -2059,7 +1931,7 @@ type FeedOpen struct {
 
 func (x *FeedOpen) Reset() {
 	*x = FeedOpen{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2071,7 +1943,7 @@ func (x *FeedOpen) String() string {
 func (*FeedOpen) ProtoMessage() {}
 
 func (x *FeedOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2084,7 +1956,7 @@ func (x *FeedOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedOpen.ProtoReflect.Descriptor instead.
 func (*FeedOpen) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FeedOpen) GetWriter() string {
@@ -2154,7 +2026,7 @@ type FeedRows struct {
 
 func (x *FeedRows) Reset() {
 	*x = FeedRows{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2038,7 @@ func (x *FeedRows) String() string {
 func (*FeedRows) ProtoMessage() {}
 
 func (x *FeedRows) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2051,7 @@ func (x *FeedRows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRows.ProtoReflect.Descriptor instead.
 func (*FeedRows) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FeedRows) GetFirst() uint64 {
@@ -2230,7 +2102,7 @@ type FeedItem struct {
 
 func (x *FeedItem) Reset() {
 	*x = FeedItem{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2114,7 @@ func (x *FeedItem) String() string {
 func (*FeedItem) ProtoMessage() {}
 
 func (x *FeedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2127,7 @@ func (x *FeedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedItem.ProtoReflect.Descriptor instead.
 func (*FeedItem) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FeedItem) GetTable() string {
@@ -2323,7 +2195,7 @@ type FeedResponse struct {
 
 func (x *FeedResponse) Reset() {
 	*x = FeedResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2207,7 @@ func (x *FeedResponse) String() string {
 func (*FeedResponse) ProtoMessage() {}
 
 func (x *FeedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2220,7 @@ func (x *FeedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedResponse.ProtoReflect.Descriptor instead.
 func (*FeedResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FeedResponse) GetSerial() uint64 {
@@ -2412,7 +2284,7 @@ type FeedOpened struct {
 
 func (x *FeedOpened) Reset() {
 	*x = FeedOpened{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2296,7 @@ func (x *FeedOpened) String() string {
 func (*FeedOpened) ProtoMessage() {}
 
 func (x *FeedOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2309,7 @@ func (x *FeedOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedOpened.ProtoReflect.Descriptor instead.
 func (*FeedOpened) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FeedOpened) GetRingId() string {
@@ -2471,7 +2343,7 @@ type UpdatePrioritiesRequest struct {
 
 func (x *UpdatePrioritiesRequest) Reset() {
 	*x = UpdatePrioritiesRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2355,7 @@ func (x *UpdatePrioritiesRequest) String() string {
 func (*UpdatePrioritiesRequest) ProtoMessage() {}
 
 func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2368,7 @@ func (x *UpdatePrioritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpdatePrioritiesRequest) GetTable() string {
@@ -2548,7 +2420,7 @@ type UpdatePrioritiesResponse struct {
 
 func (x *UpdatePrioritiesResponse) Reset() {
 	*x = UpdatePrioritiesResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2432,7 @@ func (x *UpdatePrioritiesResponse) String() string {
 func (*UpdatePrioritiesResponse) ProtoMessage() {}
 
 func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2445,7 @@ func (x *UpdatePrioritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePrioritiesResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePrioritiesResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpdatePrioritiesResponse) GetStale() uint64 {
@@ -2610,7 +2482,7 @@ type FailedPart struct {
 
 func (x *FailedPart) Reset() {
 	*x = FailedPart{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2494,7 @@ func (x *FailedPart) String() string {
 func (*FailedPart) ProtoMessage() {}
 
 func (x *FailedPart) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2507,7 @@ func (x *FailedPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailedPart.ProtoReflect.Descriptor instead.
 func (*FailedPart) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FailedPart) GetPart() uint32 {
@@ -2671,7 +2543,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2555,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2568,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteItemsRequest) GetTable() string {
@@ -2730,7 +2602,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2742,7 +2614,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2755,7 +2627,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteItemsResponse) GetStale() uint64 {
@@ -2775,7 +2647,7 @@ type SetLimiterRequest struct {
 
 func (x *SetLimiterRequest) Reset() {
 	*x = SetLimiterRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +2659,7 @@ func (x *SetLimiterRequest) String() string {
 func (*SetLimiterRequest) ProtoMessage() {}
 
 func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +2672,7 @@ func (x *SetLimiterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterRequest.ProtoReflect.Descriptor instead.
 func (*SetLimiterRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetLimiterRequest) GetTable() string {
@@ -2825,7 +2697,7 @@ type SetLimiterResponse struct {
 
 func (x *SetLimiterResponse) Reset() {
 	*x = SetLimiterResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2709,7 @@ func (x *SetLimiterResponse) String() string {
 func (*SetLimiterResponse) ProtoMessage() {}
 
 func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2722,7 @@ func (x *SetLimiterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLimiterResponse.ProtoReflect.Descriptor instead.
 func (*SetLimiterResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{35}
 }
 
 type InspectRequest struct {
@@ -2863,7 +2735,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2875,7 +2747,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2888,7 +2760,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *InspectRequest) GetTable() string {
@@ -2910,7 +2782,7 @@ type InspectResponse struct {
 
 func (x *InspectResponse) Reset() {
 	*x = InspectResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2922,7 +2794,7 @@ func (x *InspectResponse) String() string {
 func (*InspectResponse) ProtoMessage() {}
 
 func (x *InspectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +2807,7 @@ func (x *InspectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectResponse.ProtoReflect.Descriptor instead.
 func (*InspectResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *InspectResponse) GetTables() []*TableInfo {
@@ -2998,7 +2870,7 @@ type TableInfo struct {
 
 func (x *TableInfo) Reset() {
 	*x = TableInfo{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +2882,7 @@ func (x *TableInfo) String() string {
 func (*TableInfo) ProtoMessage() {}
 
 func (x *TableInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[39]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +2895,7 @@ func (x *TableInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableInfo.ProtoReflect.Descriptor instead.
 func (*TableInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{39}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TableInfo) GetConfig() *TableConfig {
@@ -3184,7 +3056,7 @@ var File_raylink_replay_v1_replay_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/replay/v1/change.proto\x1a\"raylink/replay/v1/checkpoint.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x8a\x02\n" +
+	"\x1eraylink/replay/v1/replay.proto\x12\x11raylink.replay.v1\x1a raylink/options/v1/options.proto\x1a\x1eraylink/replay/v1/change.proto\x1a\"raylink/replay/v1/checkpoint.proto\x1a\x1craylink/replay/v1/draw.proto\x1a\x1craylink/replay/v1/file.proto\x1a\x1fraylink/replay/v1/inspect.proto\x1a\x1draylink/replay/v1/items.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x8a\x02\n" +
 	"\fReplayConfig\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x1c\n" +
@@ -3290,23 +3162,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"table_size\x18\a \x01(\x04R\ttableSize\x12\x15\n" +
 	"\x06age_ns\x18\b \x01(\x04R\x05ageNs\x12\x12\n" +
-	"\x04held\x18\t \x01(\bR\x04held\"\xb2\x02\n" +
-	"\x0eSampledColumns\x12\x12\n" +
-	"\x04keys\x18\x01 \x03(\x06R\x04keys\x12$\n" +
-	"\rprobabilities\x18\x02 \x03(\x01R\rprobabilities\x12\x18\n" +
-	"\aweights\x18\x03 \x03(\x01R\aweights\x12\x1e\n" +
-	"\n" +
-	"priorities\x18\x04 \x03(\x01R\n" +
-	"priorities\x12\x18\n" +
-	"\asampled\x18\x05 \x03(\rR\asampled\x12\x1f\n" +
-	"\vtable_sizes\x18\x06 \x03(\x04R\n" +
-	"tableSizes\x12\x17\n" +
-	"\aages_ns\x18\a \x03(\x06R\x06agesNs\x12\x12\n" +
-	"\x04held\x18\b \x03(\bR\x04held\x12\x12\n" +
-	"\x04runs\x18\t \x03(\rR\x04runs\x12\x16\n" +
-	"\x06firsts\x18\n" +
-	" \x03(\x06R\x06firsts\x12\x18\n" +
-	"\alengths\x18\v \x03(\rR\alengths\"\xd7\x01\n" +
+	"\x04held\x18\t \x01(\bR\x04held\"\xd7\x01\n" +
 	"\x13SampleItemsResponse\x124\n" +
 	"\x05items\x18\x01 \x03(\v2\x1e.raylink.replay.v1.SampledItemR\x05items\x124\n" +
 	"\ablocked\x18\x02 \x01(\v2\x1a.raylink.replay.v1.BlockedR\ablocked\x12\x17\n" +
@@ -3445,7 +3301,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x0eREASON_CHANGED\x10\v\x12\x0e\n" +
 	"\n" +
 	"REASON_KEY\x10\n" +
-	"2\xf0\r\n" +
+	"2\xbd\x0e\n" +
 	"\x06Replay\x12]\n" +
 	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
 	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
@@ -3456,7 +3312,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\n" +
 	"ChangeRows\x12$.raylink.replay.v1.ChangeRowsRequest\x1a%.raylink.replay.v1.ChangeRowsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
 	"\vCreateItems\x12%.raylink.replay.v1.CreateItemsRequest\x1a&.raylink.replay.v1.CreateItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
-	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12Z\n" +
+	"\vSampleItems\x12%.raylink.replay.v1.SampleItemsRequest\x1a&.raylink.replay.v1.SampleItemsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12K\n" +
+	"\x04Draw\x12\x1e.raylink.replay.v1.DrawRequest\x1a\x1f.raylink.replay.v1.DrawResponse(\x010\x01\x12Z\n" +
 	"\aWaiting\x12!.raylink.replay.v1.WaitingRequest\x1a\".raylink.replay.v1.WaitingResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12K\n" +
 	"\x04Feed\x12\x1e.raylink.replay.v1.FeedRequest\x1a\x1f.raylink.replay.v1.FeedResponse(\x010\x01\x12u\n" +
 	"\x10UpdatePriorities\x12*.raylink.replay.v1.UpdatePrioritiesRequest\x1a+.raylink.replay.v1.UpdatePrioritiesResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12f\n" +
@@ -3483,7 +3340,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_replay_v1_replay_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(SelectorKind)(0),                // 0: raylink.replay.v1.SelectorKind
 	(LimiterRule)(0),                 // 1: raylink.replay.v1.LimiterRule
@@ -3510,91 +3367,93 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*CreateItemsResponse)(nil),      // 22: raylink.replay.v1.CreateItemsResponse
 	(*SampleItemsRequest)(nil),       // 23: raylink.replay.v1.SampleItemsRequest
 	(*SampledItem)(nil),              // 24: raylink.replay.v1.SampledItem
-	(*SampledColumns)(nil),           // 25: raylink.replay.v1.SampledColumns
-	(*SampleItemsResponse)(nil),      // 26: raylink.replay.v1.SampleItemsResponse
-	(*FeedRequest)(nil),              // 27: raylink.replay.v1.FeedRequest
-	(*FeedOpen)(nil),                 // 28: raylink.replay.v1.FeedOpen
-	(*FeedRows)(nil),                 // 29: raylink.replay.v1.FeedRows
-	(*FeedItem)(nil),                 // 30: raylink.replay.v1.FeedItem
-	(*FeedResponse)(nil),             // 31: raylink.replay.v1.FeedResponse
-	(*FeedOpened)(nil),               // 32: raylink.replay.v1.FeedOpened
-	(*UpdatePrioritiesRequest)(nil),  // 33: raylink.replay.v1.UpdatePrioritiesRequest
-	(*UpdatePrioritiesResponse)(nil), // 34: raylink.replay.v1.UpdatePrioritiesResponse
-	(*FailedPart)(nil),               // 35: raylink.replay.v1.FailedPart
-	(*DeleteItemsRequest)(nil),       // 36: raylink.replay.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),      // 37: raylink.replay.v1.DeleteItemsResponse
-	(*SetLimiterRequest)(nil),        // 38: raylink.replay.v1.SetLimiterRequest
-	(*SetLimiterResponse)(nil),       // 39: raylink.replay.v1.SetLimiterResponse
-	(*InspectRequest)(nil),           // 40: raylink.replay.v1.InspectRequest
-	(*InspectResponse)(nil),          // 41: raylink.replay.v1.InspectResponse
-	(*TableInfo)(nil),                // 42: raylink.replay.v1.TableInfo
-	(*v1.Column)(nil),                // 43: raylink.tensor.v1.Column
-	(*Restored)(nil),                 // 44: raylink.replay.v1.Restored
-	(*v1.Tensor)(nil),                // 45: raylink.tensor.v1.Tensor
-	(*Holder)(nil),                   // 46: raylink.replay.v1.Holder
-	(*Run)(nil),                      // 47: raylink.replay.v1.Run
-	(*Blocked)(nil),                  // 48: raylink.replay.v1.Blocked
+	(*SampleItemsResponse)(nil),      // 25: raylink.replay.v1.SampleItemsResponse
+	(*FeedRequest)(nil),              // 26: raylink.replay.v1.FeedRequest
+	(*FeedOpen)(nil),                 // 27: raylink.replay.v1.FeedOpen
+	(*FeedRows)(nil),                 // 28: raylink.replay.v1.FeedRows
+	(*FeedItem)(nil),                 // 29: raylink.replay.v1.FeedItem
+	(*FeedResponse)(nil),             // 30: raylink.replay.v1.FeedResponse
+	(*FeedOpened)(nil),               // 31: raylink.replay.v1.FeedOpened
+	(*UpdatePrioritiesRequest)(nil),  // 32: raylink.replay.v1.UpdatePrioritiesRequest
+	(*UpdatePrioritiesResponse)(nil), // 33: raylink.replay.v1.UpdatePrioritiesResponse
+	(*FailedPart)(nil),               // 34: raylink.replay.v1.FailedPart
+	(*DeleteItemsRequest)(nil),       // 35: raylink.replay.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),      // 36: raylink.replay.v1.DeleteItemsResponse
+	(*SetLimiterRequest)(nil),        // 37: raylink.replay.v1.SetLimiterRequest
+	(*SetLimiterResponse)(nil),       // 38: raylink.replay.v1.SetLimiterResponse
+	(*InspectRequest)(nil),           // 39: raylink.replay.v1.InspectRequest
+	(*InspectResponse)(nil),          // 40: raylink.replay.v1.InspectResponse
+	(*TableInfo)(nil),                // 41: raylink.replay.v1.TableInfo
+	(*v1.Column)(nil),                // 42: raylink.tensor.v1.Column
+	(*Restored)(nil),                 // 43: raylink.replay.v1.Restored
+	(*v1.Tensor)(nil),                // 44: raylink.tensor.v1.Tensor
+	(*Holder)(nil),                   // 45: raylink.replay.v1.Holder
+	(*Run)(nil),                      // 46: raylink.replay.v1.Run
+	(*Blocked)(nil),                  // 47: raylink.replay.v1.Blocked
+	(*SampledColumns)(nil),           // 48: raylink.replay.v1.SampledColumns
 	(*RingInfo)(nil),                 // 49: raylink.replay.v1.RingInfo
 	(*FileStatus)(nil),               // 50: raylink.replay.v1.FileStatus
 	(*Needs)(nil),                    // 51: raylink.replay.v1.Needs
 	(*FindItemsRequest)(nil),         // 52: raylink.replay.v1.FindItemsRequest
 	(*ChangeRowsRequest)(nil),        // 53: raylink.replay.v1.ChangeRowsRequest
-	(*WaitingRequest)(nil),           // 54: raylink.replay.v1.WaitingRequest
-	(*ListItemsRequest)(nil),         // 55: raylink.replay.v1.ListItemsRequest
-	(*CheckpointRequest)(nil),        // 56: raylink.replay.v1.CheckpointRequest
-	(*RestoreRequest)(nil),           // 57: raylink.replay.v1.RestoreRequest
-	(*FindItemsResponse)(nil),        // 58: raylink.replay.v1.FindItemsResponse
-	(*ChangeRowsResponse)(nil),       // 59: raylink.replay.v1.ChangeRowsResponse
-	(*WaitingResponse)(nil),          // 60: raylink.replay.v1.WaitingResponse
-	(*ListItemsResponse)(nil),        // 61: raylink.replay.v1.ListItemsResponse
-	(*CheckpointResponse)(nil),       // 62: raylink.replay.v1.CheckpointResponse
-	(*RestoreResponse)(nil),          // 63: raylink.replay.v1.RestoreResponse
+	(*DrawRequest)(nil),              // 54: raylink.replay.v1.DrawRequest
+	(*WaitingRequest)(nil),           // 55: raylink.replay.v1.WaitingRequest
+	(*ListItemsRequest)(nil),         // 56: raylink.replay.v1.ListItemsRequest
+	(*CheckpointRequest)(nil),        // 57: raylink.replay.v1.CheckpointRequest
+	(*RestoreRequest)(nil),           // 58: raylink.replay.v1.RestoreRequest
+	(*FindItemsResponse)(nil),        // 59: raylink.replay.v1.FindItemsResponse
+	(*ChangeRowsResponse)(nil),       // 60: raylink.replay.v1.ChangeRowsResponse
+	(*DrawResponse)(nil),             // 61: raylink.replay.v1.DrawResponse
+	(*WaitingResponse)(nil),          // 62: raylink.replay.v1.WaitingResponse
+	(*ListItemsResponse)(nil),        // 63: raylink.replay.v1.ListItemsResponse
+	(*CheckpointResponse)(nil),       // 64: raylink.replay.v1.CheckpointResponse
+	(*RestoreResponse)(nil),          // 65: raylink.replay.v1.RestoreResponse
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	43, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
+	42, // 0: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 1: raylink.replay.v1.ReplayConfig.tables:type_name -> raylink.replay.v1.TableConfig
 	5,  // 2: raylink.replay.v1.TableConfig.sampler:type_name -> raylink.replay.v1.Selector
 	5,  // 3: raylink.replay.v1.TableConfig.remover:type_name -> raylink.replay.v1.Selector
 	6,  // 4: raylink.replay.v1.TableConfig.limiter:type_name -> raylink.replay.v1.Limiter
 	0,  // 5: raylink.replay.v1.Selector.kind:type_name -> raylink.replay.v1.SelectorKind
 	1,  // 6: raylink.replay.v1.Limiter.rule:type_name -> raylink.replay.v1.LimiterRule
-	43, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
+	42, // 7: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.tensor.v1.Column
 	4,  // 8: raylink.replay.v1.DescribeResponse.tables:type_name -> raylink.replay.v1.TableConfig
-	44, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
-	45, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	43, // 9: raylink.replay.v1.DescribeResponse.restored:type_name -> raylink.replay.v1.Restored
+	44, // 10: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	9,  // 11: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	12, // 12: raylink.replay.v1.WriteResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	46, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
+	45, // 13: raylink.replay.v1.NoRoom.held_by:type_name -> raylink.replay.v1.Holder
 	2,  // 14: raylink.replay.v1.Failure.reason:type_name -> raylink.replay.v1.Reason
 	9,  // 15: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	9,  // 16: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
-	47, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
+	46, // 17: raylink.replay.v1.ReadRequest.runs:type_name -> raylink.replay.v1.Run
 	9,  // 18: raylink.replay.v1.ReadResponse.batch:type_name -> raylink.replay.v1.Batch
-	47, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
+	46, // 19: raylink.replay.v1.Item.runs:type_name -> raylink.replay.v1.Run
 	20, // 20: raylink.replay.v1.CreateItemsRequest.items:type_name -> raylink.replay.v1.Item
-	48, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	47, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
+	47, // 21: raylink.replay.v1.CreateItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	46, // 22: raylink.replay.v1.SampledItem.runs:type_name -> raylink.replay.v1.Run
 	24, // 23: raylink.replay.v1.SampleItemsResponse.items:type_name -> raylink.replay.v1.SampledItem
-	48, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	25, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
-	28, // 26: raylink.replay.v1.FeedRequest.open:type_name -> raylink.replay.v1.FeedOpen
-	29, // 27: raylink.replay.v1.FeedRequest.rows:type_name -> raylink.replay.v1.FeedRows
-	30, // 28: raylink.replay.v1.FeedRequest.items:type_name -> raylink.replay.v1.FeedItem
-	47, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
-	47, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
-	47, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
-	32, // 32: raylink.replay.v1.FeedResponse.opened:type_name -> raylink.replay.v1.FeedOpened
-	47, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
+	47, // 24: raylink.replay.v1.SampleItemsResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	48, // 25: raylink.replay.v1.SampleItemsResponse.columns:type_name -> raylink.replay.v1.SampledColumns
+	27, // 26: raylink.replay.v1.FeedRequest.open:type_name -> raylink.replay.v1.FeedOpen
+	28, // 27: raylink.replay.v1.FeedRequest.rows:type_name -> raylink.replay.v1.FeedRows
+	29, // 28: raylink.replay.v1.FeedRequest.items:type_name -> raylink.replay.v1.FeedItem
+	46, // 29: raylink.replay.v1.FeedOpen.before:type_name -> raylink.replay.v1.Run
+	46, // 30: raylink.replay.v1.FeedRows.written:type_name -> raylink.replay.v1.Run
+	46, // 31: raylink.replay.v1.FeedItem.runs:type_name -> raylink.replay.v1.Run
+	31, // 32: raylink.replay.v1.FeedResponse.opened:type_name -> raylink.replay.v1.FeedOpened
+	46, // 33: raylink.replay.v1.FeedResponse.rows:type_name -> raylink.replay.v1.Run
 	12, // 34: raylink.replay.v1.FeedResponse.no_room:type_name -> raylink.replay.v1.NoRoom
-	48, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
-	35, // 36: raylink.replay.v1.UpdatePrioritiesResponse.failed:type_name -> raylink.replay.v1.FailedPart
+	47, // 35: raylink.replay.v1.FeedResponse.blocked:type_name -> raylink.replay.v1.Blocked
+	34, // 36: raylink.replay.v1.UpdatePrioritiesResponse.failed:type_name -> raylink.replay.v1.FailedPart
 	2,  // 37: raylink.replay.v1.FailedPart.reason:type_name -> raylink.replay.v1.Reason
 	6,  // 38: raylink.replay.v1.SetLimiterRequest.limiter:type_name -> raylink.replay.v1.Limiter
-	42, // 39: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
+	41, // 39: raylink.replay.v1.InspectResponse.tables:type_name -> raylink.replay.v1.TableInfo
 	49, // 40: raylink.replay.v1.InspectResponse.ring:type_name -> raylink.replay.v1.RingInfo
 	50, // 41: raylink.replay.v1.InspectResponse.file:type_name -> raylink.replay.v1.FileStatus
 	4,  // 42: raylink.replay.v1.TableInfo.config:type_name -> raylink.replay.v1.TableConfig
-	48, // 43: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
+	47, // 43: raylink.replay.v1.TableInfo.blocked:type_name -> raylink.replay.v1.Blocked
 	51, // 44: raylink.replay.v1.TableInfo.insert_needs:type_name -> raylink.replay.v1.Needs
 	51, // 45: raylink.replay.v1.TableInfo.sample_needs:type_name -> raylink.replay.v1.Needs
 	7,  // 46: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
@@ -3606,35 +3465,37 @@ var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
 	53, // 52: raylink.replay.v1.Replay.ChangeRows:input_type -> raylink.replay.v1.ChangeRowsRequest
 	21, // 53: raylink.replay.v1.Replay.CreateItems:input_type -> raylink.replay.v1.CreateItemsRequest
 	23, // 54: raylink.replay.v1.Replay.SampleItems:input_type -> raylink.replay.v1.SampleItemsRequest
-	54, // 55: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
-	27, // 56: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
-	33, // 57: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
-	36, // 58: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
-	38, // 59: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
-	40, // 60: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
-	55, // 61: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
-	56, // 62: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
-	57, // 63: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
-	8,  // 64: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
-	11, // 65: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	15, // 66: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	17, // 67: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
-	19, // 68: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
-	58, // 69: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
-	59, // 70: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
-	22, // 71: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
-	26, // 72: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
-	60, // 73: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
-	31, // 74: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
-	34, // 75: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
-	37, // 76: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
-	39, // 77: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
-	41, // 78: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
-	61, // 79: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
-	62, // 80: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
-	63, // 81: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
-	64, // [64:82] is the sub-list for method output_type
-	46, // [46:64] is the sub-list for method input_type
+	54, // 55: raylink.replay.v1.Replay.Draw:input_type -> raylink.replay.v1.DrawRequest
+	55, // 56: raylink.replay.v1.Replay.Waiting:input_type -> raylink.replay.v1.WaitingRequest
+	26, // 57: raylink.replay.v1.Replay.Feed:input_type -> raylink.replay.v1.FeedRequest
+	32, // 58: raylink.replay.v1.Replay.UpdatePriorities:input_type -> raylink.replay.v1.UpdatePrioritiesRequest
+	35, // 59: raylink.replay.v1.Replay.DeleteItems:input_type -> raylink.replay.v1.DeleteItemsRequest
+	37, // 60: raylink.replay.v1.Replay.SetLimiter:input_type -> raylink.replay.v1.SetLimiterRequest
+	39, // 61: raylink.replay.v1.Replay.Inspect:input_type -> raylink.replay.v1.InspectRequest
+	56, // 62: raylink.replay.v1.Replay.ListItems:input_type -> raylink.replay.v1.ListItemsRequest
+	57, // 63: raylink.replay.v1.Replay.Checkpoint:input_type -> raylink.replay.v1.CheckpointRequest
+	58, // 64: raylink.replay.v1.Replay.Restore:input_type -> raylink.replay.v1.RestoreRequest
+	8,  // 65: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
+	11, // 66: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
+	15, // 67: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	17, // 68: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	19, // 69: raylink.replay.v1.Replay.Read:output_type -> raylink.replay.v1.ReadResponse
+	59, // 70: raylink.replay.v1.Replay.FindItems:output_type -> raylink.replay.v1.FindItemsResponse
+	60, // 71: raylink.replay.v1.Replay.ChangeRows:output_type -> raylink.replay.v1.ChangeRowsResponse
+	22, // 72: raylink.replay.v1.Replay.CreateItems:output_type -> raylink.replay.v1.CreateItemsResponse
+	25, // 73: raylink.replay.v1.Replay.SampleItems:output_type -> raylink.replay.v1.SampleItemsResponse
+	61, // 74: raylink.replay.v1.Replay.Draw:output_type -> raylink.replay.v1.DrawResponse
+	62, // 75: raylink.replay.v1.Replay.Waiting:output_type -> raylink.replay.v1.WaitingResponse
+	30, // 76: raylink.replay.v1.Replay.Feed:output_type -> raylink.replay.v1.FeedResponse
+	33, // 77: raylink.replay.v1.Replay.UpdatePriorities:output_type -> raylink.replay.v1.UpdatePrioritiesResponse
+	36, // 78: raylink.replay.v1.Replay.DeleteItems:output_type -> raylink.replay.v1.DeleteItemsResponse
+	38, // 79: raylink.replay.v1.Replay.SetLimiter:output_type -> raylink.replay.v1.SetLimiterResponse
+	40, // 80: raylink.replay.v1.Replay.Inspect:output_type -> raylink.replay.v1.InspectResponse
+	63, // 81: raylink.replay.v1.Replay.ListItems:output_type -> raylink.replay.v1.ListItemsResponse
+	64, // 82: raylink.replay.v1.Replay.Checkpoint:output_type -> raylink.replay.v1.CheckpointResponse
+	65, // 83: raylink.replay.v1.Replay.Restore:output_type -> raylink.replay.v1.RestoreResponse
+	65, // [65:84] is the sub-list for method output_type
+	46, // [46:65] is the sub-list for method input_type
 	46, // [46:46] is the sub-list for extension type_name
 	46, // [46:46] is the sub-list for extension extendee
 	0,  // [0:46] is the sub-list for field type_name
@@ -3647,18 +3508,19 @@ func file_raylink_replay_v1_replay_proto_init() {
 	}
 	file_raylink_replay_v1_change_proto_init()
 	file_raylink_replay_v1_checkpoint_proto_init()
+	file_raylink_replay_v1_draw_proto_init()
 	file_raylink_replay_v1_file_proto_init()
 	file_raylink_replay_v1_inspect_proto_init()
 	file_raylink_replay_v1_items_proto_init()
 	file_raylink_replay_v1_replay_proto_msgTypes[17].OneofWrappers = []any{}
-	file_raylink_replay_v1_replay_proto_msgTypes[27].OneofWrappers = []any{}
+	file_raylink_replay_v1_replay_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   40,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -140,6 +140,15 @@ var replayService = runtime.GeneratedService{
 			Concurrent: true,
 		},
 		{
+			Name: "Draw",
+			NewRequest: func() proto.Message {
+				return new(replayv1.DrawRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.DrawResponse)
+			},
+		},
+		{
 			Name: "Waiting",
 			NewRequest: func() proto.Message {
 				return new(replayv1.WaitingRequest)
@@ -341,6 +350,12 @@ var replayHandlers = []runtime.GeneratedHandler{
 		},
 	},
 	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*replayv1.DrawRequest, *replayv1.DrawResponse](untyped)
+			return node.(ReplayNode).Draw(ctx, stream)
+		},
+	},
+	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ReplayNode).Waiting(ctx, req.(*replayv1.WaitingRequest))
 			if err != nil {
@@ -475,7 +490,10 @@ type ReplayNode interface {
 	// SampleItems draws items of a table. Their rows are read from the ring.
 	SampleItems(context.Context, *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error)
 
-	// Waiting says what a call of CreateItems or SampleItems waits for.
+	// Draw sends batches of items of a table, with their rows, until the sampler ends the stream.
+	Draw(context.Context, ReplayDrawServerStream) error
+
+	// Waiting says what a call of CreateItems, SampleItems or Draw waits for.
 	Waiting(context.Context, *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error)
 
 	// Feed writes the rows and items of one writer.
@@ -504,6 +522,12 @@ type ReplayNode interface {
 	// Restore fills a replay that has no rows and items yet from a checkpoint, or changes nothing.
 	Restore(context.Context, *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error)
 }
+
+// ReplayDrawServerStream is the node's side of Draw.
+type ReplayDrawServerStream = runtime.BidiStreamingServer[*replayv1.DrawRequest, *replayv1.DrawResponse]
+
+// ReplayDrawClientStream is the caller's side of Draw.
+type ReplayDrawClientStream = runtime.BidiStreamingClient[*replayv1.DrawRequest, *replayv1.DrawResponse]
 
 // ReplayFeedServerStream is the node's side of Feed.
 type ReplayFeedServerStream = runtime.BidiStreamingServer[*replayv1.FeedRequest, *replayv1.FeedResponse]
@@ -564,6 +588,11 @@ func (UnimplementedReplayNode) CreateItems(context.Context, *replayv1.CreateItem
 // SampleItems returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) SampleItems(context.Context, *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/SampleItems is not implemented")
+}
+
+// Draw returns an error with the code Unimplemented.
+func (UnimplementedReplayNode) Draw(context.Context, ReplayDrawServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Draw is not implemented")
 }
 
 // Waiting returns an error with the code Unimplemented.
@@ -744,93 +773,98 @@ func (h *Replay) SampleItemsAsync(ctx context.Context, req *replayv1.SampleItems
 	return runtime.GeneratedCall[*replayv1.SampleItemsRequest, *replayv1.SampleItemsResponse](8).Async(ctx, h.ref, req)
 }
 
-// Waiting says what a call of CreateItems or SampleItems waits for.
+// Draw sends batches of items of a table, with their rows, until the sampler ends the stream.
+func (h *Replay) Draw(ctx context.Context) (ReplayDrawClientStream, error) {
+	return runtime.GeneratedCall[*replayv1.DrawRequest, *replayv1.DrawResponse](9).BidiStream(ctx, h.ref)
+}
+
+// Waiting says what a call of CreateItems, SampleItems or Draw waits for.
 func (h *Replay) Waiting(ctx context.Context, req *replayv1.WaitingRequest) (*replayv1.WaitingResponse, error) {
-	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](9).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](10).Unary(ctx, h.ref, req)
 }
 
 // WaitingAsync calls Waiting and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) WaitingAsync(ctx context.Context, req *replayv1.WaitingRequest) *runtime.Future[*replayv1.WaitingResponse] {
-	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](9).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.WaitingRequest, *replayv1.WaitingResponse](10).Async(ctx, h.ref, req)
 }
 
 // Feed writes the rows and items of one writer.
 func (h *Replay) Feed(ctx context.Context) (ReplayFeedClientStream, error) {
-	return runtime.GeneratedCall[*replayv1.FeedRequest, *replayv1.FeedResponse](10).BidiStream(ctx, h.ref)
+	return runtime.GeneratedCall[*replayv1.FeedRequest, *replayv1.FeedResponse](11).BidiStream(ctx, h.ref)
 }
 
 // UpdatePriorities changes the priorities of items.
 func (h *Replay) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) (*replayv1.UpdatePrioritiesResponse, error) {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](11).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](12).Unary(ctx, h.ref, req)
 }
 
 // UpdatePrioritiesAsync calls UpdatePriorities and returns a future of its response or error. It
 // blocks only while the node's queue is full or its connection is being opened.
 func (h *Replay) UpdatePrioritiesAsync(ctx context.Context, req *replayv1.UpdatePrioritiesRequest) *runtime.Future[*replayv1.UpdatePrioritiesResponse] {
-	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](11).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.UpdatePrioritiesRequest, *replayv1.UpdatePrioritiesResponse](12).Async(ctx, h.ref, req)
 }
 
 // DeleteItems removes items from a table.
 func (h *Replay) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest) (*replayv1.DeleteItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](12).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](13).Unary(ctx, h.ref, req)
 }
 
 // DeleteItemsAsync calls DeleteItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) DeleteItemsAsync(ctx context.Context, req *replayv1.DeleteItemsRequest) *runtime.Future[*replayv1.DeleteItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](12).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.DeleteItemsRequest, *replayv1.DeleteItemsResponse](13).Async(ctx, h.ref, req)
 }
 
 // SetLimiter replaces a table's limiter.
 func (h *Replay) SetLimiter(ctx context.Context, req *replayv1.SetLimiterRequest) (*replayv1.SetLimiterResponse, error) {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](13).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](14).Unary(ctx, h.ref, req)
 }
 
 // SetLimiterAsync calls SetLimiter and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) SetLimiterAsync(ctx context.Context, req *replayv1.SetLimiterRequest) *runtime.Future[*replayv1.SetLimiterResponse] {
-	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](13).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.SetLimiterRequest, *replayv1.SetLimiterResponse](14).Async(ctx, h.ref, req)
 }
 
 // Inspect describes the ring and its tables. It scans neither.
 func (h *Replay) Inspect(ctx context.Context, req *replayv1.InspectRequest) (*replayv1.InspectResponse, error) {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](14).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](15).Unary(ctx, h.ref, req)
 }
 
 // InspectAsync calls Inspect and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) InspectAsync(ctx context.Context, req *replayv1.InspectRequest) *runtime.Future[*replayv1.InspectResponse] {
-	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](14).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.InspectRequest, *replayv1.InspectResponse](15).Async(ctx, h.ref, req)
 }
 
 // ListItems returns items by their keys, or a page of a table, with their rows if asked for. They
 // do not count as sampled.
 func (h *Replay) ListItems(ctx context.Context, req *replayv1.ListItemsRequest) (*replayv1.ListItemsResponse, error) {
-	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](15).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](16).Unary(ctx, h.ref, req)
 }
 
 // ListItemsAsync calls ListItems and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Replay) ListItemsAsync(ctx context.Context, req *replayv1.ListItemsRequest) *runtime.Future[*replayv1.ListItemsResponse] {
-	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](15).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.ListItemsRequest, *replayv1.ListItemsResponse](16).Async(ctx, h.ref, req)
 }
 
 // Checkpoint copies the rows and tables to a new directory of the node's machine, while they are
 // used. Ending the call ends it, and leaves nothing.
 func (h *Replay) Checkpoint(ctx context.Context, req *replayv1.CheckpointRequest) (ReplayCheckpointClientStream, error) {
-	return runtime.GeneratedCall[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](16).ServerStream(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.CheckpointRequest, *replayv1.CheckpointResponse](17).ServerStream(ctx, h.ref, req)
 }
 
 // Restore fills a replay that has no rows and items yet from a checkpoint, or changes nothing.
 func (h *Replay) Restore(ctx context.Context, req *replayv1.RestoreRequest) (*replayv1.RestoreResponse, error) {
-	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](17).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](18).Unary(ctx, h.ref, req)
 }
 
 // RestoreAsync calls Restore and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Replay) RestoreAsync(ctx context.Context, req *replayv1.RestoreRequest) *runtime.Future[*replayv1.RestoreResponse] {
-	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](17).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*replayv1.RestoreRequest, *replayv1.RestoreResponse](18).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.
