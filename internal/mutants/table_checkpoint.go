@@ -177,12 +177,6 @@ func ofCheckpointing() []Mutant {
 			Edit: Edit{File: node, Func: "node.copyRows", Original: "copied.add(batch.Sequences())", Mutated: "_ = batch.Sequences()"},
 			Test: "TestRestoredReplayIsAsTheCheckpointed", Args: []string{shrinkBriefly}, Timeout: minutes,
 		},
-		{
-			Name: "checkpoint/filter-goes-on-after-the-call",
-			Edit: Edit{File: node, Func: "node.checkpoint", Original: "return copied.has(s), ctx.Err()", Mutated: "return copied.has(s), nil"},
-			Also: []Edit{{File: node, Func: "node.checkpoint", Original: "err := ctx.Err(); err != nil", Mutated: "err := error(nil); err != nil"}},
-			Test: "TestCopiesEndWithTheirContext", Timeout: minutes,
-		},
 	}
 }
 

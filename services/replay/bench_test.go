@@ -130,7 +130,7 @@ func BenchmarkRestore(b *testing.B) {
 			require.NoError(b, err)
 			file, size, err := mapfile.Open(again.ring.Path())
 			require.NoError(b, err)
-			mapping, err := mapfile.Map(file, uint64(size), mapfile.ReadWrite) //nolint:gosec // not negative
+			mapping, err := mapfile.Map(file, uint64(size), mapfile.ReadWrite)
 			require.NoError(b, err)
 			_, err = io.ReadFull(rows, mapping[size-64<<20:])
 			require.NoError(b, err)

@@ -20,11 +20,11 @@ var (
 	ErrCheckpoint = checkpoint.ErrDamaged
 	// ErrNotEmpty means that the replay that should be restored has had rows or items.
 	ErrNotEmpty = ring.ErrNotEmpty
-	// ErrDirectory means that a checkpoint can't be written to a directory, because it is not empty,
-	// or is none.
+	// ErrDirectory means that a checkpoint can't be written to a directory, because it is not
+	// empty, or is none.
 	ErrDirectory = checkpoint.ErrDirectory
-	// ErrNoSpace means that a file system has too little space: for a checkpoint, or for the items of
-	// a replay with a file that should be restored. The error says how much is needed and there.
+	// ErrNoSpace means that a file system has too little space: for a checkpoint, or for the items
+	// of a replay with a file that should be restored. The error says how much is needed and there.
 	ErrNoSpace = mapfile.ErrNoSpace
 )
 

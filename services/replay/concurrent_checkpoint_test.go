@@ -2,11 +2,11 @@ package replay
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,16 +20,16 @@ import (
 )
 
 // generations uses a small replay, so that all of its rows are overwritten again and again. A row
-// has a number of its own, and in xy how often it was changed: (number + c, -(number + c)), c being a
-// multiple of the step.
+// has a number of its own, and in xy how often it was changed: (number + c, -(number + c)), c being
+// a multiple of the step.
 type generations struct {
 	t    *testing.T
 	n    *node
 	next atomic.Int64
 
 	mu sync.Mutex
-	// numbers are those of the rows of each item that was acknowledged, by its priority, which tells
-	// items apart, and keys are its keys in both tables.
+	// numbers are those of the rows of each item that was acknowledged, by its priority, which no
+	// other item has, and keys are its keys in both tables.
 	numbers map[float64][]int64
 	keys    map[float64][]uint64
 	// late is how many items are not in both tables.
@@ -89,8 +89,8 @@ func (g *generations) some(rng *rand.Rand) (float64, []uint64) {
 	return 0, []uint64{0}
 }
 
-// TestCheckpointOfRowsThatAreOverwritten checks checkpoints that are made while rows are overwritten
-// and changed, and items inserted, drawn and given other priorities.
+// TestCheckpointOfRowsThatAreOverwritten checks checkpoints that are made while rows are
+// overwritten and changed, and items inserted, drawn and given other priorities.
 func TestCheckpointOfRowsThatAreOverwritten(t *testing.T) {
 	config := testConfig(20_000)
 	config.Tables = []*replayv1.TableConfig{Table("per", Prioritized(1), MinSize(10)), Table("fifo", FIFO(), SamplesPerInsert(1, 10, 1e9))}
@@ -100,7 +100,7 @@ func TestCheckpointOfRowsThatAreOverwritten(t *testing.T) {
 	var users sync.WaitGroup
 	use := func(seed uint64, f func(rng *rand.Rand) error) {
 		users.Go(func() {
-			rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // it is to be repeatable
+			rng := rand.New(rand.NewPCG(seed, 1))
 			for ctx.Err() == nil {
 				if err := f(rng); err != nil && ctx.Err() == nil {
 					t.Errorf("a user: %v", err)
@@ -111,7 +111,7 @@ func TestCheckpointOfRowsThatAreOverwritten(t *testing.T) {
 	}
 	use(1, func(rng *rand.Rand) error { return g.write(ctx, rng) })
 	use(2, func(rng *rand.Rand) error { return g.write(ctx, rng) })
-	use(3, func(rng *rand.Rand) error { // changes of rows
+	use(3, func(*rand.Rand) error { // changes of rows
 		res, err := g.n.SampleItems(ctx, &replayv1.SampleItemsRequest{Table: "per", Items: 2})
 		if err != nil {
 			return err
@@ -139,7 +139,7 @@ func TestCheckpointOfRowsThatAreOverwritten(t *testing.T) {
 		if err != nil || len(res.GetItems()) == 0 {
 			return err
 		}
-		// The integer part of a priority tells the item.
+		// The integer part of a priority is the item's.
 		priority, keys := g.some(rng)
 		_, err = g.n.UpdatePriorities(ctx, &replayv1.UpdatePrioritiesRequest{Table: "per", Keys: keys[:1], Priorities: []float64{priority + rng.Float64()}})
 		return err
@@ -153,7 +153,7 @@ func TestCheckpointOfRowsThatAreOverwritten(t *testing.T) {
 	var checkpoints []made
 	directory := t.TempDir()
 	for i := range 4 {
-		m := made{target: filepath.Join(directory, fmt.Sprint(i)), before: g.acknowledged()}
+		m := made{target: filepath.Join(directory, strconv.Itoa(i)), before: g.acknowledged()}
 		var err error
 		m.done, err = g.n.checkpoint(t.Context(), m.target, silent)
 		require.NoError(t, err)
@@ -172,7 +172,7 @@ func TestCheckpointOfRowsThatAreOverwritten(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, restored.GetDifferences())
 		rows := g.contentOf(again, &changed)
-		require.Len(t, rows, int(m.done.GetRows())) //nolint:gosec // small
+		require.Len(t, rows, int(m.done.GetRows()))
 		for i, name := range []string{"per", "fifo"} {
 			found := map[float64]bool{}
 			for _, s := range statesOf(again, name) {
@@ -231,7 +231,7 @@ func (g *generations) contentOf(n *node, changed *int) map[uint64]int64 {
 	require.NoError(g.t, err)
 	b, err := ring.NewBatch(n.ring.Layout(), 0)
 	require.NoError(g.t, err)
-	require.NoError(g.t, h.Newest(g.t.Context(), int(n.ring.Layout().Capacity), b)) //nolint:gosec // small
+	require.NoError(g.t, h.Newest(g.t.Context(), int(n.ring.Layout().Capacity), b))
 	numbers, err := Values[int64](b, "n")
 	require.NoError(g.t, err)
 	xy, err := Values[float32](b, "xy")

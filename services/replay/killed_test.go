@@ -32,7 +32,7 @@ const taskVariable = "REPLAY_TEST_TASK"
 
 // copying is what such a process does: in this order, what is set.
 type copying struct {
-	// Checkpoints is where it makes checkpoints of a replay, 0, 1 and so on; Taken is one that exists.
+	// Checkpoints is where it makes checkpoints of a replay; Taken is one that exists.
 	Checkpoints string `json:"checkpoints"`
 	Taken       string `json:"taken"`
 	// Source is a checkpoint that it restores to a replay with File. Without it, that is each
@@ -57,7 +57,7 @@ func (c *copying) replay(ctx context.Context, t require.TestingT, directory stri
 	require.NoError(t, err)
 	_, err = n.Write(ctx, &replayv1.WriteRequest{Batch: numbered(t, n, 0, c.Rows), WaitMs: 1000})
 	require.NoError(t, err)
-	for first := uint64(0); int(first) < c.Rows; first += 10 { //nolint:gosec // small
+	for first := uint64(0); int(first) < c.Rows; first += 10 {
 		for _, name := range []string{"per", "fifo"} {
 			_, err := n.tables.byName[name].TryInsert("", []table.Item{{Run: table.Run{First: first, Length: 10}, Priority: float64(first)}}, make([]table.Key, 1))
 			require.NoError(t, err)
@@ -176,7 +176,7 @@ func (c *copying) requireWhole(t *testing.T, n *node) (complete bool) {
 	}
 	require.Len(t, rows, c.Rows)
 	for s, number := range rows {
-		require.Equal(t, int64(s), number) //nolint:gosec // small
+		require.Equal(t, int64(s), number)
 	}
 	for _, name := range []string{"per", "fifo"} {
 		states := statesOf(n, name)

@@ -2,7 +2,6 @@ package replay
 
 import (
 	"context"
-	"errors"
 	"testing"
 
 	"connectrpc.com/connect/v2"
@@ -94,6 +93,6 @@ func FuzzProgress(f *testing.F) {
 		}
 		require.True(t, err == nil || res == nil)
 		require.LessOrEqual(t, reported, len(n.responses))
-		require.False(t, errors.Is(err, context.Canceled))
+		require.NotErrorIs(t, err, context.Canceled)
 	})
 }

@@ -73,8 +73,8 @@ func requireEmptyDirectory(t *testing.T, directory string, names ...string) {
 	require.Equal(t, append([]string{}, names...), found)
 }
 
-// TestCheckpointsOnSmallFileSystems writes checkpoints for which there is no space: none at all, too
-// little for the rows, or, because of what others write meanwhile, too little for the rest.
+// TestCheckpointsOnSmallFileSystems writes checkpoints for which there is no space: none at all,
+// too little for the rows, or, because of what others write meanwhile, too little for the rest.
 func TestCheckpointsOnSmallFileSystems(t *testing.T) {
 	if !proctest.WithOwnMounts(t) {
 		return
@@ -109,7 +109,7 @@ func TestCheckpointsOnSmallFileSystems(t *testing.T) {
 	require.NoError(t, err)
 	small.requireCheckpoint(t, filepath.Join(disk, "new", "c"))
 
-	// Others use the space after the checkpoint has begun. Whatever of it does not fit, nothing is left.
+	// Others use the space after the checkpoint has begun. Whatever does not fit, nothing is left.
 	large := t.TempDir()
 	proctest.Mount(t, large, 8<<20)
 	target := filepath.Join(large, "c")

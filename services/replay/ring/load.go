@@ -175,8 +175,9 @@ func (l *Loader) Put(sequences []uint64, columns [][]byte) error {
 		return fmt.Errorf("%w: it has %d columns, and the ring %d", ErrBatch, len(columns), len(r.head.geometry.columns))
 	}
 	for i, c := range r.head.geometry.columns {
-		if want := uint64(len(sequences)) * c.size; uint64(len(columns[i])) != want {
-			return fmt.Errorf("%w: column %q has %d bytes, and should have %d", ErrBatch, r.head.layout.Columns[i].Name, len(columns[i]), want)
+		if want := uint64(len(sequences)) * c.size; uint64(len(columns[i])) != want { //nolint:gosec // as many as the ring has
+			name := r.head.layout.Columns[i].Name
+			return fmt.Errorf("%w: column %q has %d bytes, and should have %d", ErrBatch, name, len(columns[i]), want) //nolint:gosec // as above
 		}
 	}
 	capacity := r.head.layout.Capacity
@@ -188,7 +189,7 @@ func (l *Loader) Put(sequences []uint64, columns [][]byte) error {
 		}
 		// A run of rows that lie back to back.
 		slot, rows := first%capacity, uint64(0)
-		for from+int(rows) < len(sequences) && slot+rows < capacity && sequences[from+int(rows)] == first+rows { //nolint:gosec // at most the rows
+		for from+int(rows) < len(sequences) && slot+rows < capacity && sequences[from+int(rows)] == first+rows {
 			if first+rows >= l.next || l.has(slot+rows) {
 				return fmt.Errorf("%w: it has row %d, which is not below %d or was loaded before", ErrBatch, first+rows, l.next)
 			}
@@ -199,7 +200,7 @@ func (l *Loader) Put(sequences []uint64, columns [][]byte) error {
 			copy(r.rows[c.offset+slot*c.size:], columns[i][uint64(from)*c.size:][:rows*c.size]) //nolint:gosec // not negative
 		}
 		l.rows += rows
-		from += int(rows) //nolint:gosec // at most the rows
+		from += int(rows)
 	}
 	return nil
 }
@@ -245,7 +246,7 @@ func (l *Loader) publish() {
 	changes := word(r.counter(counterGivenUp).Load()) << 1
 	r.enter(l.First(), l.next)
 	for i, bitmap := range l.loaded {
-		base := uint64(i) * 64                                                  //nolint:gosec // not negative
+		base := uint64(i) * 64
 		r.blockFilled(base >> blockShift).Add(uint64(bits.OnesCount64(bitmap))) //nolint:gosec // positive
 		for ; bitmap != 0; bitmap &= bitmap - 1 {
 			slot := base + uint64(bits.TrailingZeros64(bitmap)) //nolint:gosec // positive

@@ -56,8 +56,8 @@ const (
 	maxManifest = 16 << 20
 	// chunkBytes is about the size of a chunk, if it has more than one row.
 	chunkBytes = 4 << 20
-	// maxChunkRows bounds the rows of a chunk, and itemsPerChunk its items, which are about itemBytes
-	// at most. Only an item with very many runs is larger, and no chunk is larger than maxItemBytes.
+	// maxChunkRows bounds the rows of a chunk, and itemsPerChunk its items, which have about
+	// itemBytes at most. Only one with very many runs has more, and none more than maxItemBytes.
 	maxChunkRows  = 1 << 16
 	itemsPerChunk = 4096
 	itemBytes     = 1 << 20

@@ -247,7 +247,7 @@ func TestDamagedFilesTakeLittleMemory(t *testing.T) {
 func TestItemsOfManyRuns(t *testing.T) {
 	var states []table.State
 	for i := range uint64(100) {
-		s := table.State{Slot: uint32(i), Number: i + 1, Run: table.Run{First: 1, Length: 1}} //nolint:gosec // small
+		s := table.State{Slot: uint32(i), Number: i + 1, Run: table.Run{First: 1, Length: 1}}
 		for k := range uint64(20_000) {
 			s.More = append(s.More, table.Run{First: 10 + 3*k, Length: 1})
 		}

@@ -18,14 +18,13 @@ var errItems = errors.New("invalid encoding of items")
 // appendItems appends the content of a chunk: the number of items, as a varint, and the items, as
 // they are at a time. It returns the items for which there is no room.
 func appendItems(b []byte, states []table.State, now time.Time) ([]byte, []table.State) {
-	const length = 2 // of the number as a varint, which may have leading zeros
 	begin, n := len(b), 0
-	b = append(b, 0, 0)
+	b = append(b, 0, 0) // the number, with two bytes also where one was enough
 	for n < len(states) && len(b)-begin < itemBytes {
 		b = saved.AppendItem(b, &states[n], now)
 		n++
 	}
-	b[begin], b[begin+1] = byte(n)|0x80, byte(n>>7) //nolint:gosec // at most itemsPerChunk, which has 13 bits
+	b[begin], b[begin+1] = byte(n)|0x80, byte(n>>7)
 	return b, states[n:]
 }
 

@@ -337,8 +337,8 @@ func (c *chunks) rows(
 
 var errRows = errors.New("invalid encoding of rows")
 
-// parseRows appends the sequence numbers, at least one and at most a number of them, and the columns
-// of a chunk.
+// parseRows appends the sequence numbers, at least one and at most a number of them, and the
+// columns of a chunk.
 func parseRows(content []byte, layout ring.Layout, most uint64, sequences []uint64, columns [][]byte) ([]uint64, [][]byte, error) {
 	p := &parser{b: content}
 	end := uint64(0)

@@ -15,7 +15,7 @@ var ErrNotEmpty = errors.New("the table is not empty")
 // is called while no other call can see the tables' new state; if it fails, nothing changes.
 //
 // Calls that wait are served from the new items. For [Table.Changes] none of the items has changed:
-// whoever collects changes has a copy of the restored tables.
+// a caller that collects changes needs a copy of the restored tables.
 func Adopt(tables, restored []*Table, then func() error) error {
 	for i, t := range tables {
 		t.mu.Lock()
