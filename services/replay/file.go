@@ -43,8 +43,8 @@ const (
 	itemsSuffix, nodeSuffix = ".items", ".node"
 	// saveInterval is how often a node saves what has changed in its tables.
 	saveInterval = 250 * time.Millisecond
-	// maxAge is how old the saved items may be. If they are older, because the disk or the processor
-	// kept the node waiting, it logs that.
+	// maxAge is how old the saved items may be. If they are older, because the disk or the
+	// processor kept the node waiting, the node logs that.
 	maxAge = time.Second
 )
 

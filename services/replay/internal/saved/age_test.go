@@ -46,7 +46,7 @@ func fullTable(t *testing.T, name string, size int) (*table.Table, []table.Key) 
 func TestSavingIsBoundedThoughItemsAlwaysChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = mostTogether + 5_000
-		sources := make([]Source, 3)
+		sources := make([]Source, 2)
 		keys := make([][]table.Key, len(sources))
 		for i := range sources {
 			sources[i].Name = fmt.Sprint("table-", i)
@@ -72,7 +72,7 @@ func TestSavingIsBoundedThoughItemsAlwaysChange(t *testing.T) {
 		}
 		log.out.file = busy{log.out.file.(*os.File), change}
 		rewritten := false
-		for range 3 {
+		for range 2 {
 			change()
 			before, begin := priority, time.Now()
 			require.NoError(t, log.Save())
