@@ -148,7 +148,7 @@ func ofAges() []Mutant {
 			Name: "saved/many-changes-take-many-turns",
 			Edit: Edit{
 				File: saved + "log.go", Func: "Log.collect",
-				Original: "l.together = min(2*l.together, mostTogether)", Mutated: "_ = mostTogether",
+				Original: "l.together = min(2*l.together, l.most)", Mutated: "_ = l.most",
 			},
 			Test: "TestManyChangesAreCollectedTogether",
 		},
