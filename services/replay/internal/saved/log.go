@@ -119,7 +119,8 @@ func newLog(path string, owner []byte, sources []Source) *Log {
 	}
 	return &Log{
 		path: path, owner: slices.Clone(owner), sources: sources, create: createFile, rewriteSize: 4 << 20, rewriteTime: 100 * time.Millisecond,
-		states: make([]table.State, together), metas: make([]table.Meta, len(sources)), together: together, least: together, most: mostTogether, flushSize: flushSize,
+		states: make([]table.State, together), metas: make([]table.Meta, len(sources)),
+		together: together, least: together, most: mostTogether, flushSize: flushSize,
 	}
 }
 
