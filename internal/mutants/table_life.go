@@ -112,6 +112,11 @@ func ofAges() []Mutant {
 	)
 	return []Mutant{
 		{
+			Name: "replay/late-saves-are-not-logged",
+			Edit: Edit{File: "services/replay/file.go", Func: "openFile.save", Original: "late <= maxAge", Mutated: "late > 0"},
+			Test: "TestLateSavesAreLogged", Package: "services/replay",
+		},
+		{
 			Name: "replay/links-to-files-are-followed",
 			Edit: Edit{File: mapfile, Func: "Open", Original: "|unix.O_NOFOLLOW|", Mutated: "|"},
 			Test: refused + "a_link", Package: "services/replay",
@@ -143,7 +148,7 @@ func ofAges() []Mutant {
 			Name: "saved/many-changes-take-many-turns",
 			Edit: Edit{
 				File: saved + "log.go", Func: "Log.collect",
-				Original: "l.together = min(2*l.together, mostTogether)", Mutated: "_ = mostTogether",
+				Original: "l.together = min(2*l.together, l.most)", Mutated: "_ = l.most",
 			},
 			Test: "TestManyChangesAreCollectedTogether",
 		},

@@ -101,8 +101,8 @@ func ofKilledReplays() []Mutant {
 	})
 }
 
-// ofKilledFiles returns the mutants of what a replay keeps, also with a file when its node is killed
-// or stopped.
+// ofKilledFiles returns the mutants of what a replay keeps, also with a file when its node is
+// killed or stopped.
 func ofKilledFiles() []Mutant {
 	const (
 		ring    = "services/replay/ring/"
@@ -144,6 +144,14 @@ func ofKilledFiles() []Mutant {
 		kept("new-items-are-not-saved", `an acknowledged item is lost|items were inserted`, unmarked("Table.place", "slot")),
 		kept("clients-call-the-node-before", `hang`, Edit{
 			File: service + "client.go", Func: "Client.follow", Original: `known.Ref().NID() != ""`, Mutated: "false",
+		}),
+		kept("areas-of-dead-readers-are-held", `reservations are lost|hang`, Edit{
+			File: ring + "area.go", Func: "Ring.reclaimDead",
+			Original: "case r.self != noParticipant:", Mutated: "case r.self == noParticipant:",
+		}, Edit{File: ring + "participant.go", Func: "Ring.cleanUp", Original: "mark.participant() == index", Mutated: "mark == 0"}),
+		kept("rows-of-dead-writers-stay-locked", `reservations are lost|hang`, Edit{
+			File: ring + "writer.go", Func: "WriteHead.lockSlot",
+			Original: "abandoned && !r.knownDead(old.participant())", Mutated: "abandoned",
 		}),
 		aged("items-are-saved-too-seldom", `before the node was killed is lost`, seldom),
 		aged("priorities-are-not-saved", `an update of .* is lost`, unmarked("Table.Update", "u.slot")),

@@ -223,7 +223,7 @@ func (a *actor) try(ctx context.Context, o order) (res answer, err error) {
 	case "bounded":
 		res.Faults, err = l.bounded(o.First)
 	case "ages":
-		res.Faults, res.Text, err = l.ages(ctx, o.Kills, o.Limit)
+		res.Faults, res.Text, err = l.ages(ctx, o.Kills)
 	case "calm":
 		l.calm.Store(true)
 	case "fill":

@@ -163,7 +163,7 @@ func (a *auditor) addOther(e *entry) {
 		if before, twice := a.sampled[e.Key]; twice && survives(a.kills, min(before.From, e.Begin), min(before.To, e.End)) {
 			a.faultf("an item of the queue was sampled twice: %+v", *e)
 		}
-		a.sampled[e.Key] = killed{e.Begin, e.End}
+		a.sampled[e.Key] = killed{From: e.Begin, To: e.End}
 	case updateEntry, deleteEntry:
 		if item := a.items[e.Table][e.Key]; item != nil {
 			c := &change{deleted: e.Kind == deleteEntry, version: e.Version, begin: e.Begin, end: never}

@@ -219,13 +219,22 @@ func (c *checker) kill(i int) {
 	p := c.actors[i]
 	c.history.didf("kill %s", p.Name)
 	p.Kill()
+	c.replace(i, false)
+}
+
+// replace starts an actor in the place of one that was killed.
+func (c *checker) replace(i int, calm bool) {
+	c.t.Helper()
+	p := c.actors[i]
 	c.forget(p)
 	name := "writer"
 	if len(p.tasks) == len(readerTasks()) {
 		name = "reader"
 	}
 	again := c.actor(name, p.role, p.tasks...)
-	again.Must(c.order("open", again))
+	open := c.order("open", again)
+	open.Calm = calm
+	again.Must(open)
 	c.actors[i] = again
 	c.history.didf("%s takes its place", again.Name)
 }
@@ -258,13 +267,14 @@ func (c *checker) audit() {
 // killReplay kills the replay's process while it is in use. All that wait for it get errors.
 func (c *checker) killReplay() {
 	c.t.Helper()
-	c.killNode()
+	c.killNode(nil)
 	c.leave(true)
 	c.forget(c.actors...)
 }
 
 // killNode is killReplay, but the replay stays open. Processes that are stopped get no errors.
-func (c *checker) killNode() {
+// stalled returns how long the machine may have kept the node from running; it may be nil.
+func (c *checker) killNode(stalled func() time.Duration) {
 	c.t.Helper()
 	readers := 0
 	for _, p := range c.actors {
@@ -279,6 +289,10 @@ func (c *checker) killNode() {
 	at := killed{From: clock()}
 	proctest.Kill(c.t, c.pid)
 	at.To = clock()
+	if stalled != nil {
+		at.Stalled = int64(stalled())
+		c.history.didf("the machine may have kept it from running for %v", time.Duration(at.Stalled))
+	}
 	c.nodeKills = append(c.nodeKills, at)
 	// What the node has returned may be lost on its way.
 	c.lost += queueBatch * len(c.actors)
@@ -408,8 +422,9 @@ func TestReplayWithFileSurvivesKills(t *testing.T) {
 			p.Must(c.order("start", p))
 		}
 		c.history.progress("after the audit", c.actors)
+		stalled := stalls()
 		c.calm()
-		c.changeNode()
+		c.changeNode(stalled)
 		c.audit()
 		for _, p := range c.actors {
 			p.Must(c.order("start", p))
@@ -420,20 +435,27 @@ func TestReplayWithFileSurvivesKills(t *testing.T) {
 }
 
 // changeNode kills the node, and lets the next one take over the file. A process may be stopped
-// meanwhile.
-func (c *checker) changeNode() {
+// meanwhile, or killed with the node.
+func (c *checker) changeNode(stalled func() time.Duration) {
 	c.t.Helper()
-	var p *process
-	if i := c.random.IntN(2 * len(c.actors)); i < len(c.actors) {
-		p = c.actors[i]
+	i, what := c.random.IntN(len(c.actors)), c.random.IntN(3)
+	p := c.actors[i]
+	if what > 0 {
 		c.history.didf("stop %s", p.Name)
 		p.Stop()
 		p.stopped = true
 	}
-	c.killNode()
+	c.killNode(stalled)
+	if what == 2 { // while there is no node
+		c.history.didf("kill %s", p.Name)
+		p.Kill()
+	}
 	c.takeOver()
+	if what == 2 {
+		c.replace(i, true)
+	}
 	c.history.progress("with the next node", c.actors)
-	if p == nil {
+	if what != 1 {
 		return
 	}
 	c.history.didf("continue %s", p.Name)

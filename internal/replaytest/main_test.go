@@ -66,12 +66,10 @@ type order struct {
 	Directory string `json:"directory,omitempty"`
 	// File is that of a ring that outlives its node.
 	File string `json:"file,omitempty"`
-	// Aged makes the ring that of items that are updated at a high rate. Limit is how old its items
-	// may be after a takeover, in nanoseconds.
+	// Aged makes the ring that of items that are updated at a high rate.
 	Aged bool `json:"aged,omitempty"`
 	// Calm makes tasks write slowly.
-	Calm  bool  `json:"calm,omitempty"`
-	Limit int64 `json:"limit,omitempty"`
+	Calm bool `json:"calm,omitempty"`
 	// Tasks are started. Each writer of them has an id from First on, and its choices follow from
 	// Seed.
 	Tasks []string `json:"tasks,omitempty"`
@@ -87,6 +85,9 @@ type order struct {
 type killed struct {
 	From int64 `json:"from"`
 	To   int64 `json:"to"`
+	// Stalled is how long the machine may have kept the process from running before. Then it can't
+	// save anything.
+	Stalled int64 `json:"stalled"`
 }
 
 // maxAge is how old the items of a file may be.
@@ -95,7 +96,7 @@ const maxAge = int64(time.Second)
 // survives reports whether what was acknowledged has survived kills of the node.
 func survives(kills []killed, begin, end int64) bool {
 	for _, k := range kills {
-		if begin <= k.To && end >= k.From-maxAge {
+		if begin <= k.To && end >= k.From-k.Stalled-maxAge {
 			return false
 		}
 	}

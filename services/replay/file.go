@@ -44,6 +44,9 @@ const (
 	itemsSuffix, nodeSuffix = ".items", ".node"
 	// saveInterval is how often a node saves what has changed in its tables.
 	saveInterval = 250 * time.Millisecond
+	// maxAge is how old the saved items may be. If they are older, because the disk or the
+	// processor kept the node waiting, the node logs that.
+	maxAge = time.Second
 )
 
 // FileError explains why a node can't be created with a file. Nothing was changed. It matches
@@ -466,6 +469,8 @@ type openFile struct {
 	// problem is why the items were not saved since, or nil.
 	problem error
 	since   time.Time
+	// late is set if the last save was late.
+	late bool
 }
 
 // start saves the tables from now on.
@@ -500,9 +505,18 @@ func (f *openFile) save() {
 	case err != nil && f.problem == nil:
 		f.logger.Error("the replay's items can't be saved: if the node is killed now, those since are lost", "file", f.path, "error", err)
 	}
-	if f.problem = err; err == nil {
-		f.since = begin
+	if f.problem = err; err != nil {
+		return
 	}
+	switch late := time.Since(f.since); {
+	case late <= maxAge:
+		f.late = false
+	case !f.late:
+		f.late = true
+		f.logger.Warn("the replay's items were saved late: if the node had been killed just before, those since would have been lost",
+			"file", f.path, "after", late)
+	}
+	f.since = begin
 }
 
 // status returns when the items were last saved, and why not since.

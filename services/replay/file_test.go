@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/require"
@@ -504,4 +505,25 @@ func encoded(t *testing.T, err error) error {
 		bare = bare.WithDetail(detail)
 	}
 	return bare
+}
+
+// TestLateSavesAreLogged saves items after more than a second, several times.
+func TestLateSavesAreLogged(t *testing.T) {
+	config := fileConfig(t, Table("per", FIFO()))
+	var log bytes.Buffer
+	n := openFileNode(t, config, &log)
+	n.file.cancel()
+	n.file.saver.Wait()
+	saveAfter := func(d time.Duration) {
+		n.file.since = time.Now().Add(-d)
+		n.file.save()
+	}
+	saveAfter(maxAge / 2)
+	require.NotContains(t, log.String(), "late")
+	saveAfter(2 * maxAge)
+	saveAfter(2 * maxAge)
+	require.Equal(t, 1, bytes.Count(log.Bytes(), []byte("saved late")), log.String())
+	saveAfter(0)
+	saveAfter(2 * maxAge)
+	require.Equal(t, 2, bytes.Count(log.Bytes(), []byte("saved late")), log.String())
 }

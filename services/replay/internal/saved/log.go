@@ -44,8 +44,11 @@ type Log struct {
 	begun  bool
 	metas  []table.Meta
 	states []table.State
-	// together is how many states are collected at once, and least how many at least.
-	together, least int
+	// together is how many states are collected at once, least how many at least, and most how many
+	// at most.
+	together, least, most int
+	// flushSize is how much is written at once, about.
+	flushSize int
 	// rewriteSize is the least size of a file that is written anew, and rewriteTime how long a call
 	// of Save works on a new file, about.
 	rewriteSize int64
@@ -123,7 +126,8 @@ func newLog(path string, owner []byte, sources []Source) *Log {
 	}
 	return &Log{
 		path: path, owner: slices.Clone(owner), sources: sources, create: createFile, rewriteSize: 4 << 20, rewriteTime: 100 * time.Millisecond,
-		states: make([]table.State, together), metas: make([]table.Meta, len(sources)), together: together, least: together,
+		states: make([]table.State, together), metas: make([]table.Meta, len(sources)),
+		together: together, least: together, most: mostTogether, flushSize: flushSize,
 	}
 }
 
@@ -268,11 +272,11 @@ func (l *Log) collect(index int) (full bool, err error) {
 	now := time.Now()
 	n, meta := l.sources[index].Table.ChangesAndMeta(l.states[:l.together])
 	if full = n == l.together; full {
-		l.together = min(2*l.together, mostTogether)
+		l.together = min(2*l.together, l.most)
 	}
 	l.begun = l.begun || n > 0 || meta != l.metas[index]
 	l.buf, l.metas[index] = AppendItems(l.buf, index, l.states[:n], now), meta
-	if len(l.buf) >= flushSize {
+	if len(l.buf) >= l.flushSize {
 		err = l.flush()
 	}
 	return full, err
