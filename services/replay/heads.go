@@ -19,7 +19,7 @@ const maxChunk = 8 << 20
 
 // rowsPerChunk returns the number of rows that fit into one message, at least one.
 func rowsPerChunk(layout ring.Layout) int {
-	return int(max(1, maxChunk/rowSize(layout))) //nolint:gosec // at most maxChunk
+	return int(max(1, maxChunk/layout.RowBytes())) //nolint:gosec // at most maxChunk
 }
 
 // WriteHead writes to a replay. It is not safe for concurrent use.
