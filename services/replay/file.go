@@ -90,9 +90,9 @@ func (e *FileError) detail() *replayv1.FileFailure {
 }
 
 // CreateError returns the [FileError] that an error of CreateReplay contains, or the error. It
-// matches [ring.ErrLayout] if there can't be a ring of such columns and capacity, [ring.ErrSpace] if
-// the file system has no room for it, and [ErrLimiter] if there can't be such tables. Such an error
-// may be that of a node in another process, from which it has a code, a text and details.
+// matches [ring.ErrLayout] if there can't be a ring of such columns and capacity, [ring.ErrSpace]
+// if the file system has no room for it, and [ErrLimiter] if there can't be such tables. Such an
+// error may be that of a node in another process, from which it has a code, a text and details.
 func CreateError(err error) error {
 	if err == nil {
 		return nil
