@@ -36,8 +36,8 @@ var colours = []struct { //nolint:gochecknoglobals // a table
 	{"floor", color.RGBA{R: 0x7f, G: 0x7f, B: 0x7f, A: 0xff}},
 }
 
-// plottedServices lists the rows of the parameter server and of the storage in their plot, the
-// system that they are compared with, and their labels.
+// plottedServices lists the rows of the parameter server, of the storage and of the replay in their
+// plot, the system that they are compared with, and their labels.
 var plottedServices = []struct{ row, system, label string }{ //nolint:gochecknoglobals // a table
 	{pullReadLarge, mappedSystem, "pull and read\n256 MiB"},
 	{pushLarge, copySystem, "push\n256 MiB"},
@@ -52,11 +52,17 @@ var plottedServices = []struct{ row, system, label string }{ //nolint:gochecknog
 	{incrAsync, redisPipelined, "incr, async\n512 outstanding"},
 	{putAsync, raylinkMemory, "put, async\n50 callers"},
 	{putSync, pebbleSystem, "put, sync\n64 callers"},
+	{writeSmall, copySystem, "write\n1 KiB"},
+	{sampleSmall, gatherSystem, "sample 256\n1 KiB"},
+	{fourProcesses, plainSystem, "2 writers, 2 readers"},
+	{prioritizedKeys, treeSystem, "draw 256\nof 10 million"},
+	{updatedKeys, treeSystem, "update 256\nof 10 million"},
+	{remoteWrite, tunnelSystem, "write from elsewhere\n1 KiB"},
+	{remoteSample, tunnelSystem, "sample from elsewhere\n256 x 1 KiB"},
 }
 
-// draw plots throughput as a multiple of grpc-go's; if only the parameter server and the storage
-// were measured, as a multiple of what their rows are compared with. The file's extension selects
-// the format.
+// draw plots throughput as a multiple of grpc-go's; if only the services were measured, as a
+// multiple of what their rows are compared with. The file's extension selects the format.
 func draw(lines []line, where, path string) error {
 	values := make(map[cell]float64)
 	for _, l := range lines {
@@ -124,7 +130,7 @@ func drawServices(values map[cell]float64, where, path string) error {
 		bars = append(bars, mine/theirs)
 	}
 	if len(labels) == 0 {
-		return fmt.Errorf("nothing to plot in %s: no row of the parameter server or of the storage was measured with what it is compared with", path)
+		return fmt.Errorf("nothing to plot in %s: no row of a service was measured with what it is compared with", path)
 	}
 	p := plot.New()
 	p.Title.Text = "The services' throughput as a multiple of others' (" + strings.ReplaceAll(where, ", ", ",\u00a0") + ")"

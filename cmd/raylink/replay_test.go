@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -103,6 +104,18 @@ func fillReplay(ctx context.Context, handle *replayv1raylink.Replay) error {
 			return err
 		}
 	}
+}
+
+// TestStatsSayWhyItemsAreNotSaved has the state of a replay's file.
+func TestStatsSayWhyItemsAreNotSaved(t *testing.T) {
+	saved := &replayv1.FileStatus{Items: "/data/steps.items", SavedNs: uint64(150 * time.Millisecond)}
+	assert.Equal(t, "saved 150ms ago in /data/steps.items", describeItems(saved).text())
+	saved.SavedNs, saved.Problem = uint64(90*time.Second), "no space left on device"
+	assert.Equal(t, "not saved for 1m30s in /data/steps.items: no space left on device", describeItems(saved).text())
+	text, err := json.Marshal(describeItems(saved))
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"file":"/data/steps.items","saved_seconds":90,"problem":"no space left on device"}`, string(text))
+	assert.Empty(t, describeItems(nil).text())
 }
 
 // TestReplaysOfASystem lists several replays, one of which is in a process that does not run.

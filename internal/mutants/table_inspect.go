@@ -15,7 +15,7 @@ func ofInspection() []Mutant {
 		},
 		{
 			Name: "replay/items-of-the-ring-before-are-found",
-			Edit: Edit{File: inspect, Func: "node.states", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
+			Edit: Edit{File: inspect, Func: "node.states", Original: "n.isRing(req.GetRingId())", Mutated: "true"},
 			Test: "TestUnknownItemsTablesAndColumnsAreTypedErrors",
 		},
 		{

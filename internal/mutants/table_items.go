@@ -71,7 +71,7 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/keys-of-the-replay-before-find-items",
-			Edit: Edit{File: "services/replay/tables.go", Func: "node.UpdatePriorities", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
+			Edit: Edit{File: "services/replay/tables.go", Func: "node.keysOf", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
 			Test: "TestSamplerGoesOnWithTheRestartedReplay",
 		},
 		{

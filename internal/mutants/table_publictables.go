@@ -15,7 +15,7 @@ func ofPublicTables() []Mutant {
 	return []Mutant{
 		model("updates-by-keys-of-another-table", Edit{File: replay + "item.go", Func: "Key.in", Original: "k.table != table", Mutated: "false"}),
 		model("updates-by-keys-of-another-ring", Edit{
-			File: replay + "tables.go", Func: "node.UpdatePriorities", Original: "!n.isRing(req.GetRingId())", Mutated: "false",
+			File: replay + "tables.go", Func: "node.keysOf", Original: "!n.isRing(req.GetRingId())", Mutated: "false",
 		}),
 		model("removers-are-samplers", Edit{File: replay + "tablemessage.go", Func: "tableConfig", Original: "c.GetRemover()", Mutated: "c.GetSampler()"}),
 		model("tables-keep-items-of-overwritten-rows", Edit{File: replay + "tables.go", Func: "node.table", Original: "t.Expire(oldest)", Mutated: "_ = oldest"}),

@@ -17,8 +17,8 @@ func ofRing() []Mutant {
 		{
 			Name: "ring/waiting-append-ignores-the-creators-death",
 			Edit: Edit{
-				File:     "services/replay/ring/writer.go",
-				Func:     "WriteHead.wait",
+				File:     "services/replay/ring/poll.go",
+				Func:     "poll.next",
 				Original: "} else if orphaned {",
 				Mutated:  "} else if orphaned && false {",
 			},

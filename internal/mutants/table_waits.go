@@ -20,7 +20,7 @@ func ofWaits() []Mutant {
 		},
 		{
 			Name: "replay/deletions-by-keys-of-another-ring",
-			Edit: Edit{File: "services/replay/tables.go", Func: "node.DeleteItems", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
+			Edit: Edit{File: "services/replay/tables.go", Func: "node.keysOf", Original: "!n.isRing(req.GetRingId())", Mutated: "false"},
 			Test: "TestDeletedItemsAreGone",
 		},
 	}

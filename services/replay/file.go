@@ -228,7 +228,7 @@ func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.Repl
 		return nil, errors.Join(err, log.Close(), r.Close())
 	}
 	n := &node{
-		ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: ts,
+		ring: r, writer: w, rowSize: layout.RowBytes(), columns: cloneColumns(config.GetColumns()), tables: ts,
 		file: &openFile{own: own, log: log, logger: logger, path: path + itemsSuffix, created: created},
 	}
 	n.file.start()

@@ -24,7 +24,7 @@ const numberBytes = 16
 // rowsPerChunk returns the number of rows that fit into one message with their sequence numbers, at
 // least one.
 func rowsPerChunk(layout ring.Layout) int {
-	return int(max(1, maxChunk/(rowSize(layout)+numberBytes))) //nolint:gosec // at most maxChunk
+	return int(max(1, maxChunk/(layout.RowBytes()+numberBytes))) //nolint:gosec // at most maxChunk
 }
 
 // WriteHead writes to a replay. It is not safe for concurrent use.

@@ -149,9 +149,9 @@ func (n *node) states(t *table.Table, req *replayv1.ListItemsRequest) ([]table.S
 		}
 		return states[:found], next, nil
 	}
-	states := make([]table.State, len(req.GetKeys()))
+	states, current := make([]table.State, len(req.GetKeys())), n.isRing(req.GetRingId())
 	for i, key := range keysOf(req.GetKeys()) {
-		if !n.isRing(req.GetRingId()) {
+		if !current {
 			return nil, 0, noItem(req.GetTable(), key, "it was an item of the replay before it was restarted", t.Len())
 		}
 		s, ok := t.Get(key)
@@ -190,7 +190,7 @@ func (n *node) rowsOfItems(names []string) (*rowsOfItems, error) {
 		r.names = append(r.names, layout.Columns[i].Name)
 	}
 	r.columns = chosen
-	r.rowSize = max(1, rowSize(columnsOf(layout, chosen)))
+	r.rowSize = max(1, columnsOf(layout, chosen).RowBytes())
 	if r.head, err = n.ring.Reader(); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func TestInspectDescribesRingTablesAndHolders(t *testing.T) {
 
 		r := info.GetRing()
 		require.Equal(t, []uint64{10, 6, 6}, []uint64{r.GetCapacity(), r.GetRows(), r.GetWritten()})
-		require.Equal(t, rowSize(p.Client().Layout()), r.GetRowBytes())
+		require.Equal(t, p.Client().Layout().RowBytes(), r.GetRowBytes())
 		file, err := os.Stat(r.GetFile())
 		require.NoError(t, err)
 		require.Equal(t, uint64(file.Size()), r.GetFileBytes())

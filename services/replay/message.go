@@ -38,19 +38,6 @@ func cloneColumns(columns []*tensorv1.Column) []*tensorv1.Column {
 	return clones
 }
 
-// rowSize returns the size in bytes of a row of a valid layout.
-func rowSize(layout ring.Layout) uint64 {
-	var row uint64
-	for _, c := range layout.Columns {
-		size := uint64(c.DType.Size()) //nolint:gosec // positive
-		for _, n := range c.Shape {
-			size *= n
-		}
-		row += size
-	}
-	return row
-}
-
 // messageOf converts a batch to a message that shares its memory.
 func messageOf(batch *ring.Batch) *replayv1.Batch {
 	layout := batch.Layout()

@@ -341,8 +341,8 @@ func TestRefusedReplaysMakeNothing(t *testing.T) {
 	}
 }
 
-// requireRefused fails to create a node in an empty directory, with a file that is named or not. The
-// error of a node in another process is the same.
+// requireRefused fails to create a node in an empty directory, with a file that is named or not.
+// The error of a node in another process is the same.
 func requireRefused(t *testing.T, config *replayv1.ReplayConfig, directory string, file bool, want error, texts []string) {
 	t.Helper()
 	var err error

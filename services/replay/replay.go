@@ -168,7 +168,7 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	if err != nil {
 		return nil, errors.Join(err, r.Remove(), r.Close())
 	}
-	return &node{ring: r, writer: w, rowSize: rowSize(layout), columns: cloneColumns(config.GetColumns()), tables: tables, log: slog.Default()}, nil
+	return &node{ring: r, writer: w, rowSize: layout.RowBytes(), columns: cloneColumns(config.GetColumns()), tables: tables, log: slog.Default()}, nil
 }
 
 // invalidConfig returns the error of a configuration, from which [CreateError] restores its type.
@@ -196,7 +196,7 @@ func configured(config *replayv1.ReplayConfig) (ring.Layout, error) {
 	if err != nil {
 		return ring.Layout{}, err
 	}
-	if size := rowSize(layout); size > maxRowBytes {
+	if size := layout.RowBytes(); size > maxRowBytes {
 		return ring.Layout{}, fmt.Errorf("%w: a row has %d bytes, and at most %d are possible: clients on other machines get it in one message",
 			ring.ErrLayout, size, uint64(maxRowBytes))
 	}

@@ -18,7 +18,7 @@ type rowShape struct {
 func shapeOf(layout ring.Layout) rowShape {
 	s := rowShape{sizes: make([]int, len(layout.Columns))}
 	for i, c := range layout.Columns {
-		s.sizes[i] = int(rowSize(ring.Layout{Columns: []ring.Column{c}})) //nolint:gosec // at most maxRow
+		s.sizes[i] = int(c.Bytes()) //nolint:gosec // at most maxRow
 		s.row += s.sizes[i]
 	}
 	return s

@@ -240,19 +240,23 @@ func (r *tableRun) gone(t *rapid.T) []*itemModel {
 // most is how long a call may take that the model says is complete.
 const most = 30 * time.Second
 
-// waits reports whether a call waits at the node. Until it does, or has returned, it polls.
-func (r *tableRun) waits(t *rapid.T, c *modelCall, returned <-chan error) (bool, error) {
-	for end := time.Now().Add(most); ; {
+// waits reports whether a call waits at the node, and not returns. If it waits, cancel must end it
+// for its caller.
+func (r *tableRun) waits(t *rapid.T, c *modelCall, returned <-chan error, cancel func()) bool {
+	for end := time.Now().Add(most); !r.listed(t)[c.caller]; {
 		select {
 		case err := <-returned:
-			return false, err
+			require.NoError(t, err)
+			return false
 		default:
-		}
-		if r.listed(t)[c.caller] {
-			return true, nil
 		}
 		require.True(t, time.Now().Before(end), "the call of %s neither waits nor returns", c.caller)
 	}
+	cancel()
+	err := <-returned
+	require.ErrorIs(t, err, ErrBlocked)
+	require.ErrorIs(t, err, context.Canceled)
+	return true
 }
 
 // listed returns the callers that wait at the node.
@@ -360,14 +364,7 @@ func (r *tableRun) item(t *rapid.T) {
 	defer cancel()
 	returned := make(chan error, 1)
 	go func() { returned <- w.w.Flush(ctx) }()
-	waits, err := r.waits(t, w.call, returned)
-	require.NoError(t, err)
-	if waits {
-		cancel()
-		err := <-returned
-		require.ErrorIs(t, err, ErrBlocked)
-		require.ErrorIs(t, err, context.Canceled)
-	} else {
+	if !r.waits(t, w.call, returned, cancel) {
 		w.got(t)
 	}
 	r.do(t, func() { r.model.call(w.call) })
@@ -397,14 +394,7 @@ func (r *tableRun) next(t *rapid.T) {
 		batch, err = l.s.Next(ctx)
 		returned <- err
 	}()
-	waits, err := r.waits(t, l.call, returned)
-	require.NoError(t, err)
-	if waits {
-		cancel()
-		err := <-returned
-		require.ErrorIs(t, err, ErrBlocked)
-		require.ErrorIs(t, err, context.Canceled)
-	} else {
+	if !r.waits(t, l.call, returned, cancel) {
 		r.got(t, l, batch)
 	}
 	r.do(t, func() {

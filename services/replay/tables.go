@@ -180,10 +180,7 @@ func (n *node) UpdatePriorities(ctx context.Context, req *replayv1.UpdatePriorit
 	if err != nil {
 		return nil, connectError(err)
 	}
-	keys := keysOf(req.GetKeys())
-	if !n.isRing(req.GetRingId()) {
-		clear(keys) // no item has the key 0
-	}
+	keys := n.keysOf(req)
 	if len(req.GetParts()) > 0 {
 		res, err := updateParts(t, keys, req.GetPriorities(), req.GetParts())
 		if err != nil {
@@ -204,11 +201,7 @@ func (n *node) DeleteItems(ctx context.Context, req *replayv1.DeleteItemsRequest
 	if err != nil {
 		return nil, connectError(err)
 	}
-	keys := keysOf(req.GetKeys())
-	if !n.isRing(req.GetRingId()) {
-		clear(keys) // no item has the key 0
-	}
-	stale, err := t.Delete(keys)
+	stale, err := t.Delete(n.keysOf(req))
 	if err != nil {
 		return nil, connectError(err)
 	}
@@ -229,6 +222,18 @@ func (n *node) SetLimiter(_ context.Context, req *replayv1.SetLimiterRequest) (*
 		return nil, connectError(err)
 	}
 	return &replayv1.SetLimiterResponse{}, nil
+}
+
+// keysOf returns the keys of a request. If they are those of another ring, no item has them.
+func (n *node) keysOf(req interface {
+	GetKeys() []uint64
+	GetRingId() string
+}) []table.Key {
+	keys := keysOf(req.GetKeys())
+	if !n.isRing(req.GetRingId()) {
+		clear(keys) // no item has the key 0
+	}
+	return keys
 }
 
 // isRing reports whether the node has the ring that a request names, if it names one.

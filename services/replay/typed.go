@@ -243,7 +243,7 @@ func (t *Typed[C]) Writer(options ...WriterOption) (*TypedWriter[C], error) {
 		return nil, err
 	}
 	w := &TypedWriter[C]{typed: t, head: t.client.Writer(), together: t.client.layout.MaxTogether()}
-	w.trusting = int(max(1, maxTrusted/rowSize(t.client.layout))) //nolint:gosec // at most maxTrusted
+	w.trusting = int(max(1, maxTrusted/t.client.layout.RowBytes())) //nolint:gosec // at most maxTrusted
 	for _, c := range t.row.Columns() {
 		w.initialize = w.initialize || len(c.GetInitial()) > 0
 	}
@@ -407,7 +407,7 @@ func (w *TypedWriter[C]) appendLarge(ctx context.Context, wait bool) error {
 	}
 	_, err = w.head.write(ctx, w.batch.rows, wait)
 	w.sequences, w.wrote = w.batch.Sequences(), w.head.wrote
-	if uint64(w.n)*rowSize(w.typed.client.layout) > maxChunk { //nolint:gosec // positive
+	if uint64(w.n)*w.typed.client.layout.RowBytes() > maxChunk { //nolint:gosec // positive
 		w.batch = nil
 	}
 	return err

@@ -176,28 +176,3 @@ func (h *ReadHead) clearRows(into *Batch, from, rows int) {
 		clear(into.columns[c][from*size : (from+rows)*size])
 	}
 }
-
-// Oldest returns the ring's oldest living sequence number: it is lower than that of the newest row
-// by the capacity, less one. Rows with lower numbers were overwritten or are the next to be; some
-// may be readable still, because writers skipped them. It is 0 while no row was overwritten.
-//
-// Oldest copies no rows. It usually visits one word. It returns the context's error if that ends
-// first.
-func (r *Ring) Oldest(ctx context.Context) (uint64, error) {
-	if err := r.pin(); err != nil {
-		return 0, err
-	}
-	defer r.unpin()
-	if r.ended() {
-		return 0, ErrEnded
-	}
-	newest, found, err := r.newest(ctx, 1, maxSequence)
-	if err != nil {
-		return 0, fmt.Errorf("find the oldest row of the ring: %w", err)
-	}
-	if found == 0 {
-		return 0, nil
-	}
-	next := newest[0].to
-	return next - min(next, r.head.layout.Capacity), nil
-}

@@ -99,10 +99,9 @@ func (w *WriteHead) change(ctx context.Context, changes []RowChange, from *Batch
 	if err := w.checkChanges(changes, from); err != nil {
 		return nil, err
 	}
-	var began, seen time.Time
-	pause := firstWait
+	var waiting *poll // nil unless a row is in the way
 	for done := 0; ; {
-		if err := ctx.Err(); err != nil && began.IsZero() {
+		if err := ctx.Err(); err != nil && waiting == nil {
 			return lost, fmt.Errorf("change %d rows of the ring: after %d: %w", len(changes), done, err)
 		}
 		some := changes[done:min(done+maxChangesPinned, len(changes))]
@@ -111,7 +110,7 @@ func (w *WriteHead) change(ctx context.Context, changes []RowChange, from *Batch
 			lost = append(lost, done+i)
 		}
 		if n > 0 {
-			pause, began = firstWait, time.Time{}
+			waiting = nil
 		}
 		if done += n; done == len(changes) || err != nil {
 			return lost, err
@@ -119,28 +118,15 @@ func (w *WriteHead) change(ctx context.Context, changes []RowChange, from *Batch
 		if n == len(some) {
 			continue
 		}
-		now := time.Now()
-		if began.IsZero() {
-			began, seen = now, now
+		if waiting == nil {
+			waiting = w.ring.poll()
 		}
 		if !wait || ctx.Err() != nil {
-			return lost, w.held(changes, done, holder, now.Sub(began), ctx.Err())
+			return lost, w.held(changes, done, holder, waiting.waited(), ctx.Err())
 		}
-		if now.Sub(seen) >= ownerInterval {
-			if orphaned, err := w.ring.Orphaned(); err != nil {
-				return lost, err
-			} else if orphaned {
-				return lost, fmt.Errorf("change rows of the ring, after waiting %v: %w", now.Sub(began).Round(time.Millisecond), ErrOrphaned)
-			}
-			seen = now
+		if err := waiting.next(ctx); err != nil {
+			return lost, fmt.Errorf("change rows of the ring, after waiting %v: %w", waiting.waited().Round(time.Millisecond), err)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		}
-		timer.Stop()
-		pause = min(2*pause, longestWait)
 	}
 }
 

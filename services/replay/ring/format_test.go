@@ -81,6 +81,8 @@ type file struct {
 	page  page
 	bytes []byte
 
+	// wordFields is the page's table of a word.
+	wordFields                                             [][]string
 	capacity, counters, areas, participants, blocks, words uint64
 	columns                                                map[string]column
 }
@@ -99,6 +101,7 @@ func parseByPage(t *testing.T, path string) *file {
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
 	f := &file{t: t, page: formatPage(t), bytes: text, columns: make(map[string]column)}
+	f.wordFields = f.page.table(t, "## Words", "bits", "field")
 
 	fields := f.page.table(t, "## Header", "offset", "type", "field")
 	at := func(name string) uint64 { return number(t, fields, 2, name, 0) }
@@ -154,7 +157,7 @@ func (f *file) counter(name string) uint64 {
 func (f *file) word(slot uint64) map[string]uint64 {
 	f.t.Helper()
 	w, fields := f.u64(f.words+8*slot), make(map[string]uint64)
-	for _, row := range f.page.table(f.t, "## Words", "bits", "field") {
+	for _, row := range f.wordFields {
 		low, high, ok := strings.Cut(row[0], " to ")
 		if !ok {
 			high = low

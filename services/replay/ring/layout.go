@@ -180,6 +180,21 @@ func (c Column) size() (uint64, error) {
 	return size, nil
 }
 
+// Bytes returns the column's size in bytes per row; 0 if the column is invalid.
+func (c Column) Bytes() uint64 {
+	size, _ := c.size()
+	return size
+}
+
+// RowBytes returns the size of a row in bytes, for a valid layout.
+func (l Layout) RowBytes() uint64 {
+	var row uint64
+	for _, c := range l.Columns {
+		row += c.Bytes()
+	}
+	return row
+}
+
 // SameRows reports whether another layout has the same columns. Capacities may differ.
 func (l Layout) SameRows(other Layout) bool {
 	if len(l.Columns) != len(other.Columns) {

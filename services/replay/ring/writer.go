@@ -34,16 +34,9 @@ func (r *Ring) Writer() (*WriteHead, error) {
 	return &WriteHead{ring: r}, nil
 }
 
-const (
-	// firstWait and longestWait are how long Append sleeps before it tries again.
-	firstWait   = 20 * time.Microsecond
-	longestWait = 2 * time.Millisecond
-	// costlyWait is how often it tries again where an attempt uses up sequence numbers, unless the
-	// row in its way changes.
-	costlyWait = 250 * time.Millisecond
-	// ownerInterval is how often it checks meanwhile that the ring's creator is alive.
-	ownerInterval = 100 * time.Millisecond
-)
+// costlyWait is how often Append tries again where an attempt uses up sequence numbers, unless the
+// row in its way changes.
+const costlyWait = 250 * time.Millisecond
 
 // Append writes a batch's rows, publishing each as soon as it is written, and returns how many were
 // written: all of them if the error is nil. [Batch.Sequences] then returns their sequence numbers,
@@ -89,27 +82,16 @@ func (b *Batch) progress() (rows, written int) { return b.rows, len(b.sequences)
 
 // wait tries again until all rows are written.
 func (w *WriteHead) wait(ctx context.Context, p pending, obstacle *obstacle) error {
-	begin := time.Now()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	pause, tried, seen := firstWait, begin, begin
+	waiting := w.ring.poll()
+	tried := waiting.begin
 	for {
-		timer.Reset(pause)
-		select {
-		case <-ctx.Done():
-			return w.refused(p, obstacle, time.Since(begin), ctx.Err())
-		case <-timer.C:
+		if err := waiting.next(ctx); err != nil {
+			return fmt.Errorf("append to ring, after waiting %v for room: %w", waiting.waited().Round(time.Millisecond), err)
 		}
-		pause = min(2*pause, longestWait)
+		if err := ctx.Err(); err != nil {
+			return w.refused(p, obstacle, waiting.waited(), err)
+		}
 		now := time.Now()
-		if now.Sub(seen) >= ownerInterval {
-			if orphaned, err := w.ring.Orphaned(); err != nil {
-				return err
-			} else if orphaned {
-				return fmt.Errorf("append to ring, after waiting %v for room: %w", now.Sub(begin).Round(time.Millisecond), ErrOrphaned)
-			}
-			seen = now
-		}
 		if obstacle.costly && now.Sub(tried) < costlyWait {
 			if changed, err := w.changed(obstacle); err != nil {
 				return err
