@@ -301,7 +301,7 @@ func (c *chunks) items(now time.Time, each func(*table.State) error) error {
 func (c *chunks) rows(
 	ctx context.Context, layout ring.Layout, manifest *replayv1.CheckpointManifest, each func(sequences []uint64, columns [][]byte) error,
 ) error {
-	perChunk, size := RowsPerChunk(layout), rowSize(layout)
+	perChunk, size := RowsPerChunk(layout), layout.RowBytes()
 	var sequences []uint64
 	var columns [][]byte
 	const mostPerRun = 2 * binary.MaxVarintLen64
@@ -353,11 +353,11 @@ func parseRows(content []byte, layout ring.Layout, most uint64, sequences []uint
 		end = first + length
 	}
 	rows := uint64(len(sequences))
-	if p.failed || rows == 0 || uint64(len(p.b)) != rows*rowSize(layout) {
-		return nil, nil, fmt.Errorf("%w: it has %d rows of %d bytes in %d bytes", errRows, rows, rowSize(layout), len(p.b))
+	if p.failed || rows == 0 || uint64(len(p.b)) != rows*layout.RowBytes() {
+		return nil, nil, fmt.Errorf("%w: it has %d rows of %d bytes in %d bytes", errRows, rows, layout.RowBytes(), len(p.b))
 	}
 	for _, c := range layout.Columns {
-		size := rows * rowSize(ring.Layout{Columns: []ring.Column{c}})
+		size := rows * c.Bytes()
 		columns = append(columns, p.b[:size:size])
 		p.b = p.b[size:]
 	}

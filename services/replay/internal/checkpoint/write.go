@@ -194,19 +194,7 @@ func (w *Writer) Bytes() uint64 { return w.bytes }
 
 // RowsPerChunk returns the maximum number of rows of a call of Rows.
 func RowsPerChunk(layout ring.Layout) uint64 {
-	return max(1, min(chunkBytes/max(1, rowSize(layout)), maxChunkRows))
-}
-
-func rowSize(layout ring.Layout) uint64 {
-	var row uint64
-	for _, c := range layout.Columns {
-		size := uint64(c.DType.Size()) //nolint:gosec // positive
-		for _, n := range c.Shape {
-			size *= n
-		}
-		row += size
-	}
-	return row
+	return max(1, min(chunkBytes/max(1, layout.RowBytes()), maxChunkRows))
 }
 
 // Rows writes the rows of a batch with sequence numbers, which must increase, also from call to
