@@ -366,8 +366,8 @@ func (o *outbox) hurry() {
 	}
 }
 
-// takeTail makes the tail that of the caller, which holds mu. It returns nil if there is none, or if
-// the writer fills rows of it: then that wakes the goroutine that sends afterwards.
+// takeTail makes the tail that of the caller, which holds mu. It returns nil if there is none, or
+// if the writer fills rows of it: then that wakes the goroutine that sends afterwards.
 func (o *outbox) takeTail() *outChunk {
 	if o.state.Or(taken)&filling != 0 {
 		return nil

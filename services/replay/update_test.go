@@ -262,8 +262,8 @@ func TestUpdatesThatShareACallFailTogether(t *testing.T) {
 	}
 }
 
-// TestSharedUpdatesAreLikeCallsOfTheirOwn compares the results of goroutines that update at the same
-// time, and the priorities, with a model. Each has items of its own, some of which it deletes.
+// TestSharedUpdatesAreLikeCallsOfTheirOwn compares the results of goroutines that update at the
+// same time, and the priorities, with a model. Each has items of its own, some of which it deletes.
 func TestSharedUpdatesAreLikeCallsOfTheirOwn(t *testing.T) {
 	type step struct {
 		items      []int
