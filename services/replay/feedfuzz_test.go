@@ -204,8 +204,8 @@ func FuzzFeedRequests(f *testing.F) {
 	})
 }
 
-// fedOutbox returns an outbox that has sent nine rows and three items of table "t", and has two more
-// rows that are not sent.
+// fedOutbox returns an outbox that has sent nine rows and three items of table "t", and has two
+// more rows that are not sent.
 func fedOutbox(t testing.TB, client *Client) *outbox {
 	t.Helper()
 	o := newOutbox(client, writerOptions{history: 3, window: 1 << 20, unconfirmed: 100})

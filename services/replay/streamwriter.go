@@ -83,7 +83,8 @@ type outbox struct {
 	tables map[string]*outItems
 	// room is what rows wait for at the node, or nil.
 	room *ring.NoRoomError
-	// recent has the sequence numbers of the last confirmed rows, among them those of the last write.
+	// recent has the sequence numbers of the last confirmed rows, among them those of the last
+	// write.
 	recent history
 	// spare are confirmed chunks, whose memory is used again.
 	spare []*outChunk
