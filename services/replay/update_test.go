@@ -256,7 +256,15 @@ func TestUpdatesThatShareACallFailTogether(t *testing.T) {
 	r.gate <- nil
 	require.NoError(t, <-results)
 	eventually(t, func() bool { return r.calls.Load() == 4 })
-	require.NoError(t, c.Close())
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		close(r.gate) // so that the test ends
+		require.Fail(t, "the client waits for the call")
+	}
 	for range 2 {
 		require.ErrorIs(t, <-results, ring.ErrClosed)
 	}
