@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -203,8 +204,8 @@ func FuzzFeedRequests(f *testing.F) {
 	})
 }
 
-// fedOutbox returns an outbox that has sent nine rows and three items of table "t", and has two more
-// rows that are not sent.
+// fedOutbox returns an outbox that has sent nine rows and three items of table "t", and has two
+// more rows that are not sent.
 func fedOutbox(t testing.TB, client *Client) *outbox {
 	t.Helper()
 	o := newOutbox(client, writerOptions{history: 3, window: 1 << 20, unconfirmed: 100})
@@ -278,6 +279,15 @@ func TestInvalidResponsesEndTheStream(t *testing.T) {
 		err := o.handle(res)
 		require.ErrorIs(t, err, errResponse, name)
 		require.False(t, resumable(err))
+	}
+}
+
+func TestResponsesCountOnce(t *testing.T) {
+	o := fedOutbox(t, open(t, testNode(t, pointsReplay(10))))
+	for range 2 {
+		require.NoError(t, o.handle(&replayv1.FeedResponse{Serial: 1, Rows: []*replayv1.Run{{Length: 1}}, Table: "t", Keys: []uint64{5}}))
+		require.Equal(t, uint64(1), o.confirmed)
+		require.Equal(t, uint64(1), o.tables["t"].confirmed)
 	}
 }
 
@@ -389,11 +399,11 @@ func TestRowsThatAreBeingFilledAreNotSent(t *testing.T) {
 		eventually(t, func() bool { return w.outbox.state.Load()&taken != 0 })
 		points(2)(rows)
 	}))
-	eventually(t, func() bool { // without a further call
+	require.Eventually(t, func() bool { // without a further call
 		stats, err := n.ring.Stats()
 		require.NoError(t, err)
 		return stats.Written == 2
-	})
+	}, idleStream/2, time.Millisecond)
 	require.NoError(t, w.Append(t.Context(), 1, points(3)))
 	require.NoError(t, w.Flush(t.Context()))
 	p := typedPoints(t, open(t, n))
@@ -401,7 +411,9 @@ func TestRowsThatAreBeingFilledAreNotSent(t *testing.T) {
 }
 
 // TestNextWriteReportsALostStream loses the stream while rows are filled.
-func TestNextWriteReportsALostStream(t *testing.T) {
+func TestNextWriteReportsALostStream(t *testing.T) { synctest.Test(t, testNextWrite) }
+
+func testNextWrite(t *testing.T) {
 	n := testNode(t, pointsReplay(10, Table("t")))
 	r := &cutReplay{remoteReplay: remoteReplay{node: n}}
 	r.left.Store(-1)
@@ -413,12 +425,10 @@ func TestNextWriteReportsALostStream(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, w.Append(t.Context(), 1, func(rows *pointColumns) {
 		r.left.Store(0)
-		w.outbox.poke()
-		eventually(t, func() bool {
-			w.outbox.mu.Lock()
-			defer w.outbox.mu.Unlock()
-			return !w.outbox.running
-		})
+		<-time.After(linger * 3 / 2) // of fake time: the item has been sent
+		w.outbox.mu.Lock()
+		require.False(t, w.outbox.running)
+		w.outbox.mu.Unlock()
 		points(2)(rows)
 	}))
 	err = w.Append(t.Context(), 1, points(3))

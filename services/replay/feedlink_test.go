@@ -193,8 +193,8 @@ func TestSilentNodes(t *testing.T) {
 	}
 }
 
-// TestSilentWriters has a writer that does not read what the node confirms. The node holds a bounded
-// amount of memory, goes on with others, and closes.
+// TestSilentWriters has a writer that does not read what the node confirms. The node holds a
+// bounded amount of memory, goes on with others, and closes.
 func TestSilentWriters(t *testing.T) { synctest.Test(t, testSilentWriter) }
 
 func testSilentWriter(t *testing.T) {

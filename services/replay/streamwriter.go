@@ -83,7 +83,8 @@ type outbox struct {
 	tables map[string]*outItems
 	// room is what rows wait for at the node, or nil.
 	room *ring.NoRoomError
-	// recent has the sequence numbers of the last confirmed rows, among them those of the last write.
+	// recent has the sequence numbers of the last confirmed rows, among them those of the last
+	// write.
 	recent history
 	// spare are confirmed chunks, whose memory is used again.
 	spare []*outChunk
@@ -366,8 +367,8 @@ func (o *outbox) hurry() {
 	}
 }
 
-// takeTail makes the tail that of the caller, which holds mu. It returns nil if there is none, or if
-// the writer fills rows of it: then that wakes the goroutine that sends afterwards.
+// takeTail makes the tail that of the caller, which holds mu. It returns nil if there is none, or
+// if the writer fills rows of it: then that wakes the goroutine that sends afterwards.
 func (o *outbox) takeTail() *outChunk {
 	if o.state.Or(taken)&filling != 0 {
 		return nil

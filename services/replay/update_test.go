@@ -65,6 +65,16 @@ func (r *gatedReplay) priority(t require.TestingT, key uint64) float64 {
 	return state.Priority
 }
 
+// pass lets a call pass.
+func (r *gatedReplay) pass(t *testing.T) {
+	t.Helper()
+	select {
+	case r.gate <- nil:
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "no call waits")
+	}
+}
+
 // waitingUpdates returns how many updates wait for the call of others.
 func waitingUpdates(c *Client) int {
 	c.updates.mu.Lock()
@@ -181,6 +191,8 @@ func TestUpdatesThatEndEarly(t *testing.T) {
 	r.gate <- nil
 	require.NoError(t, <-first)
 
+	require.InDelta(t, 1, r.priority(t, keys[1]), 0)
+
 	// The call of two goes on until both have left.
 	first = update(t.Context(), 0)
 	eventually(t, func() bool { return r.calls.Load() == 2 })
@@ -193,14 +205,25 @@ func TestUpdatesThatEndEarly(t *testing.T) {
 	eventually(t, func() bool { return r.calls.Load() == 3 })
 	cancel()
 	require.ErrorIs(t, <-second, context.Canceled)
-	require.Zero(t, r.ended.Load(), "the other still waits")
+	r.pass(t)
+	require.NoError(t, <-third, "it goes on for the other")
+	require.InDelta(t, 5, r.priority(t, keys[2]), 0)
+
+	first = update(t.Context(), 0)
+	eventually(t, func() bool { return r.calls.Load() == 4 })
+	ctx, cancel = context.WithCancel(t.Context())
+	second, third = update(ctx, 1), update(other, 2)
+	eventually(t, func() bool { return waitingUpdates(c) == 2 })
+	r.pass(t)
+	require.NoError(t, <-first)
+	eventually(t, func() bool { return r.calls.Load() == 5 })
+	cancel()
+	require.ErrorIs(t, <-second, context.Canceled)
 	cancelOther()
 	require.ErrorIs(t, <-third, context.Canceled)
 	eventually(t, func() bool { return r.ended.Load() == 1 })
-	require.InDelta(t, 1, r.priority(t, keys[1]), 0)
-	require.InDelta(t, 1, r.priority(t, keys[2]), 0)
 	require.Error(t, <-update(ctx, 1), "it does not begin")
-	require.Equal(t, int64(3), r.calls.Load())
+	require.Equal(t, int64(5), r.calls.Load())
 }
 
 // TestUpdatesThatShareACallFailTogether lets a shared call fail, and closes the client meanwhile.
@@ -233,14 +256,22 @@ func TestUpdatesThatShareACallFailTogether(t *testing.T) {
 	r.gate <- nil
 	require.NoError(t, <-results)
 	eventually(t, func() bool { return r.calls.Load() == 4 })
-	require.NoError(t, c.Close())
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		close(r.gate) // so that the test ends
+		require.Fail(t, "the client waits for the call")
+	}
 	for range 2 {
 		require.ErrorIs(t, <-results, ring.ErrClosed)
 	}
 }
 
-// TestSharedUpdatesAreLikeCallsOfTheirOwn compares the results of goroutines that update at the same
-// time, and the priorities, with a model. Each has items of its own, some of which it deletes.
+// TestSharedUpdatesAreLikeCallsOfTheirOwn compares the results of goroutines that update at the
+// same time, and the priorities, with a model. Each has items of its own, some of which it deletes.
 func TestSharedUpdatesAreLikeCallsOfTheirOwn(t *testing.T) {
 	type step struct {
 		items      []int
