@@ -119,7 +119,7 @@ func ofStreamedSamplers() []Mutant {
 		},
 		{
 			Name: "replay/messages-of-small-rows-are-large",
-			Edit: Edit{File: "services/replay/heads.go", Func: "rowsPerChunk", Original: "rowSize(layout)+numberBytes", Mutated: "rowSize(layout)"},
+			Edit: Edit{File: "services/replay/heads.go", Func: "rowsPerChunk", Original: "layout.RowBytes()+numberBytes", Mutated: "layout.RowBytes()"},
 			Test: "TestMessagesOfSmallRowsAreBounded",
 		},
 		{

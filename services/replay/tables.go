@@ -228,7 +228,8 @@ func (n *node) SetLimiter(_ context.Context, req *replayv1.SetLimiterRequest) (*
 func (n *node) keysOf(req interface {
 	GetKeys() []uint64
 	GetRingId() string
-}) []table.Key {
+},
+) []table.Key {
 	keys := keysOf(req.GetKeys())
 	if !n.isRing(req.GetRingId()) {
 		clear(keys) // no item has the key 0

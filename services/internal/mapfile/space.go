@@ -58,7 +58,7 @@ func WithSpace(err error, path string, needed uint64) error {
 // not exist.
 func CheckSpace(path string, needed uint64) error {
 	e, err := space(path)
-	if err != nil || e.Available >= needed {
+	if known := err == nil; !known || e.Available >= needed {
 		return nil // where it is not known, the file is tried
 	}
 	e.Needed, e.Cause = needed, unix.ENOSPC
@@ -76,7 +76,7 @@ func space(path string) (*SpaceError, error) {
 	if err != nil {
 		return nil, fmt.Errorf("statfs %s: %w", folder, err)
 	}
-	block := uint64(fs.Bsize)                                                        //nolint:gosec,unconvert // positive; its size depends on the system
+	block := uint64(fs.Bsize)                                                        //nolint:gosec // positive
 	e := &SpaceError{Total: fs.Blocks * block, Available: uint64(fs.Bavail) * block} //nolint:unconvert // as above
 	e.System = spaceHint(path, folder, isTmpfs(&fs), e.Total)
 	return e, nil

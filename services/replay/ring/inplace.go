@@ -206,9 +206,9 @@ func (p *InPlace) finish() {
 	p.wrote(uint64(p.rows)) //nolint:gosec // positive
 }
 
-// prefetchAhead prefetches the rows of the write after the next. Claiming a row waits until the rows
-// written before have reached the cache, so otherwise no other code would overlap with waiting for
-// memory. Those of the next write would come too late: little code runs until it begins.
+// prefetchAhead prefetches the rows of the write after the next. Claiming a row waits until the
+// rows written before have reached the cache, so otherwise no other code would overlap with waiting
+// for memory. Those of the next write would come too late: little code runs until it begins.
 func (p *InPlace) prefetchAhead() {
 	rows := uint64(p.rows) //nolint:gosec // positive
 	if slot := p.ahead.slot + rows; slot+rows <= p.head.ring.head.layout.Capacity {
