@@ -3,7 +3,7 @@ package mutants
 import "time"
 
 // ofCheckpointFiles returns the mutants of the files of checkpoints.
-func ofCheckpointFiles() []Mutant {
+func ofCheckpointFiles() []Mutant { //nolint:funlen // a table
 	const (
 		read     = "services/replay/internal/checkpoint/read.go"
 		manifest = "services/replay/internal/checkpoint/manifest.go"
@@ -181,7 +181,7 @@ func ofCheckpointing() []Mutant {
 }
 
 // ofRestoring returns the mutants of restoring checkpoints.
-func ofRestoring() []Mutant {
+func ofRestoring() []Mutant { //nolint:funlen // a table
 	const (
 		load    = "services/replay/ring/load.go"
 		node    = "services/replay/restoring.go"

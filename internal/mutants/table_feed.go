@@ -1,7 +1,7 @@
 package mutants
 
 // ofFeeds returns the mutants of streams of writers, and of updates that share calls.
-func ofFeeds() []Mutant {
+func ofFeeds() []Mutant { //nolint:funlen // a table
 	const (
 		node   = "services/replay/streamfeed.go"
 		writer = "services/replay/streamwriter.go"

@@ -18,7 +18,9 @@ func ofPublicTables() []Mutant {
 			File: replay + "tables.go", Func: "node.keysOf", Original: "!n.isRing(req.GetRingId())", Mutated: "false",
 		}),
 		model("removers-are-samplers", Edit{File: replay + "tablemessage.go", Func: "tableConfig", Original: "c.GetRemover()", Mutated: "c.GetSampler()"}),
-		model("tables-keep-items-of-overwritten-rows", Edit{File: replay + "tables.go", Func: "node.table", Original: "t.Expire(oldest)", Mutated: "_ = oldest"}),
+		model("tables-keep-items-of-overwritten-rows", Edit{
+			File: replay + "tables.go", Func: "node.table", Original: "t.Expire(oldest)", Mutated: "_ = oldest",
+		}),
 		model("limiters-keep-counting", Edit{
 			File: replay + "internal/table/table.go", Func: "Table.SetLimiter", Original: "newLimit(l, t.size)", Mutated: "limit{Limiter: l}",
 		}),

@@ -23,7 +23,8 @@ func WithOwnMounts(t *testing.T) bool {
 	if os.Getenv(ownMounts) != "" {
 		return true
 	}
-	again := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
+	again := exec.CommandContext(t.Context(), os.Args[0], //nolint:gosec // this test
+		"-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
 	again.Env = append(os.Environ(), ownMounts+"=1")
 	again.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
