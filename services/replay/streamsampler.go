@@ -46,7 +46,7 @@ type sampleStream[C any] struct {
 	items    int
 }
 
-// stream opens a stream.
+// openStream opens a stream.
 func (s *Sampler[C]) openStream() error {
 	st := &sampleStream[C]{
 		sampler: s, call: newCall(), arrived: make(chan fetched[C], s.options.prefetch+2), wake: make(chan struct{}, 1),
