@@ -315,7 +315,7 @@ func TestLimitersThatDeadlockAreRefused(t *testing.T) {
 		},
 		{Config{Limiter: Limiter{Ratio: math.NaN()}}, "a ratio of NaN and a buffer of 0: only one of samples per insert has them"},
 		{Config{Sampler: Selector{Kind: FIFO}, Limiter: Limiter{Rule: Queue, Capacity: 3, Buffer: 2}}, "only one of samples per insert has them"},
-		{Config{Limiter: SamplesPerInsert(8, 1, 40), MaxSampled: 7}, "the limiter would deadlock: it lets inserts wait for 8 samples each, and an item can be sampled 7 times at most"},
+		{Config{Limiter: SamplesPerInsert(8, 1, 40), MaxSampled: 7}, "the limiter can't be met: it lets inserts wait for 8 samples each, and an item can be sampled 7 times at most"},
 		{Config{Limiter: SamplesPerInsert(0, 1, 40)}, "samples per insert are 0"},
 		{Config{Limiter: SamplesPerInsert(math.NaN(), 1, 40)}, "samples per insert are NaN"},
 		{Config{Limiter: SamplesPerInsert(1, 1, math.Inf(1))}, "buffer is +Inf"},
