@@ -47,12 +47,12 @@ func openTunnel(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	return openHandle(t, tunnelTo(t, n))
 }
 
-// tunnelTo returns a handle for openTunnel. It takes a second to close.
+// tunnelTo returns a handle for openTunnel. As with a host, messages are not compressed.
 func tunnelTo(t *testing.T, n replayv1raylink.ReplayNode) *replayv1raylink.Replay {
 	t.Helper()
 	server, mux := connect.NewServer(), http.NewServeMux()
 	replayv1raylink.RegisterReplayTunnel(server, n)
-	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20))
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20), connecthttp.WithCompressors())
 	web := httptest.NewUnstartedServer(mux)
 	web.Config.Protocols = new(http.Protocols)
 	web.Config.Protocols.SetHTTP1(true)
@@ -64,7 +64,7 @@ func tunnelTo(t *testing.T, n replayv1raylink.ReplayNode) *replayv1raylink.Repla
 	t.Cleanup(streams.CloseIdleConnections)
 	transport := byShape{calls: web.Client().Transport, streams: streams}
 	return replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(
-		&http.Client{Transport: transport}, web.URL, connecthttp.WithReadMaxBytes(64<<20),
+		&http.Client{Transport: transport}, web.URL, connecthttp.WithReadMaxBytes(64<<20), connecthttp.WithCompressors(),
 	)))
 }
 

@@ -94,6 +94,8 @@ func (st *sampleStream[C]) receive() error {
 	if err != nil {
 		return err
 	}
+	// Over HTTP/2 a context that ends does not interrupt Receive.
+	defer context.AfterFunc(st.ctx, func() { _ = stream.Close() })()
 	defer func() { _ = stream.Close() }()
 	var sender sync.WaitGroup
 	sender.Go(func() { st.send(stream) })

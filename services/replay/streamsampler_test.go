@@ -411,7 +411,7 @@ func openHTTP(t *testing.T, n replayv1raylink.ReplayNode, listen func(net.Listen
 	t.Helper()
 	server, mux := connect.NewServer(), http.NewServeMux()
 	replayv1raylink.RegisterReplayTunnel(server, n)
-	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20))
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(64<<20), connecthttp.WithCompressors())
 	web := httptest.NewUnstartedServer(mux)
 	web.Config.Protocols = new(http.Protocols)
 	web.Config.Protocols.SetHTTP1(true)
@@ -423,7 +423,7 @@ func openHTTP(t *testing.T, n replayv1raylink.ReplayNode, listen func(net.Listen
 	t.Cleanup(web.Close)
 	t.Cleanup(transport.CloseIdleConnections)
 	c, err := OpenClient(t.Context(), replayv1raylink.NewReplayTunnel(connect.NewClient(connecthttp.NewTransport(
-		&http.Client{Transport: transport}, web.URL, connecthttp.WithReadMaxBytes(64<<20),
+		&http.Client{Transport: transport}, web.URL, connecthttp.WithReadMaxBytes(64<<20), connecthttp.WithCompressors(),
 	))))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Close()) })

@@ -665,6 +665,9 @@ func (o *outbox) stream(ctx context.Context) error {
 			}
 		case err := <-received:
 			return orLost(err)
+		case <-ctx.Done():
+			_ = stream.Close() // over HTTP/2 a context that ends does not interrupt Receive
+			return orLost(<-received)
 		}
 	}
 	cancel()
