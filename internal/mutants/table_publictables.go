@@ -24,10 +24,6 @@ func ofPublicTables() []Mutant {
 		model("limiters-keep-counting", Edit{
 			File: replay + "internal/table/table.go", Func: "Table.SetLimiter", Original: "newLimit(l, t.size)", Mutated: "limit{Limiter: l}",
 		}),
-		model("waiting-calls-ignore-those-before", Edit{
-			File: replay + "internal/table/wait.go", Func: "Table.blockedBehind", Original: "t.limit.forInserts(ahead+w.left(), t.size)",
-			Mutated: "t.limit.forInserts(w.left(), t.size)",
-		}),
 		model("callers-have-no-names", Edit{
 			File: replay + "item.go", Func: "itemQueue.send", Original: "Caller: q.caller", Mutated: "Caller: q.config.Name",
 		}),
@@ -67,11 +63,6 @@ func ofPublicTables() []Mutant {
 		{
 			Name: "table/larger-buffers-than-needed",
 			Edit: Edit{File: limiter, Func: "Limiter.ratioProblem", Original: "2*l.Buffer < 1+l.Ratio", Mutated: "l.Buffer < 1+l.Ratio"},
-			Test: search,
-		},
-		{
-			Name: "table/inserts-wait-in-an-empty-table",
-			Edit: Edit{File: limiter, Func: "limit.canInsert", Original: "!drawable || !l.minimum(size)", Mutated: "size > 0 && !l.minimum(size)"},
 			Test: search,
 		},
 		{

@@ -70,14 +70,8 @@ func ofKilledReplays() []Mutant {
 			mutated:  "abandoned { for !r.knownDead(old.participant()) && at.Load() == uint64(old) { runtime.Gosched() } }; if old != word(at.Load())",
 			prints:   `hang`, args: []string{"-rows=200000", "-stuck=5s"},
 		},
-		{
-			name: "samplers-wait-for-a-dead-node", file: service + "sampler.go", function: "Sampler.draw",
-			original: "s.drawSome(ctx, b, blocked); err != nil {",
-			mutated:  "s.drawSome(ctx, b, blocked); err != nil { if ctx.Err() == nil { continue }",
-			prints:   `get no errors within a second`, args: []string{"-rows=2000", "-kills=1"},
-		},
 	}
-	mutants := make([]Mutant, len(rows), len(rows)+1)
+	mutants := make([]Mutant, len(rows), len(rows)+2)
 	for i, r := range rows {
 		if r.args == nil {
 			r.args = []string{"-rows=40000", "-kills=0"}
@@ -86,7 +80,7 @@ func ofKilledReplays() []Mutant {
 			Name: "replay/kills/" + r.name,
 			Edit: Edit{File: r.file, Func: r.function, Original: r.original, Mutated: r.mutated},
 			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: r.prints,
-			Args: append([]string{failFast, "-test.count=3"}, r.args...),
+			Args: append([]string{failFast, "-test.count=8"}, r.args...),
 		}
 	}
 	return append(mutants, Mutant{
@@ -98,6 +92,13 @@ func ofKilledReplays() []Mutant {
 		Also: []Edit{{File: ring + "participant.go", Func: "Ring.cleanUp", Original: "mark.participant() == index", Mutated: "mark == 0"}},
 		Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: `reservations are lost|hang`,
 		Args: []string{failFast, "-test.count=3", "-rows=80000", "-kills=0", "-stuck=10s"},
+	}, Mutant{
+		Name: "replay/kills/samplers-wait-for-a-dead-node",
+		Edit: Edit{
+			File: service + "sampler.go", Func: "Sampler.draw", Original: "s.drawSome(ctx, b, blocked); err != nil {",
+			Mutated: "s.drawSome(ctx, b, blocked); err != nil { if ctx.Err() == nil { continue }",
+		},
+		Test: "TestKilledReplayFailsAllThatWaitsForIt", Package: "services", Alone: true,
 	})
 }
 
@@ -113,13 +114,13 @@ func ofKilledFiles() []Mutant {
 		return Mutant{
 			Name: "replay/files/" + name, Edit: e, Also: also, Prints: prints,
 			Test: "TestReplayWithFileSurvivesKills", Package: "internal/replaytest",
-			Args: []string{failFast, "-test.count=3", "-rows=20000", "-kills=2", "-stuck=20s"},
+			Args: []string{failFast, "-test.count=8", "-rows=20000", "-kills=2", "-stuck=20s"},
 		}
 	}
 	aged := func(name, prints string, e Edit) Mutant {
 		return Mutant{
 			Name: "replay/ages/" + name, Edit: e, Prints: prints,
-			Test: "TestItemsAreAtMostASecondOld", Package: "internal/replaytest", Args: []string{failFast, "-test.count=3"},
+			Test: "TestItemsAreAtMostASecondOld", Package: "internal/replaytest", Args: []string{failFast, "-test.count=12"},
 		}
 	}
 	unmarked := func(function, slot string) Edit {
@@ -137,7 +138,7 @@ func ofKilledFiles() []Mutant {
 			File: table + "table.go", Func: "Table.Update",
 			Original: "t.priorities.set(u.slot, u.priority)", Mutated: "if u.slot%16 != 3 { t.priorities.set(u.slot, u.priority) }",
 		}),
-		killed("deleted-items-stay", `deleted is there again`, Edit{
+		killed("deleted-items-stay", `deleted is there again|left it`, Edit{
 			File: table + "table.go", Func: "Table.Delete", Original: "t.remove(slot)", Mutated: "_ = slot",
 		}),
 		kept("items-are-saved-too-seldom", `acknowledged (item|priority) is lost`, seldom),

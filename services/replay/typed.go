@@ -305,7 +305,8 @@ func (w *TypedWriter[C]) Sequences() []uint64 {
 
 // append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
-	if w.last != nil && n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil {
+	trusted := w.last != nil && n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil
+	if trusted {
 		if columns := w.last.Begin(n); columns != nil {
 			err := w.appendReserved(columns, write)
 			if w.history.most > 0 {
@@ -317,7 +318,7 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 	if w.writing {
 		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
 	}
-	err := w.appendRows(ctx, n, write, wait)
+	err := w.appendRows(ctx, n, write, wait, trusted)
 	if w.history.most > 0 && w.outbox == nil {
 		w.history.add(w.wrote, w.Sequences())
 	}
@@ -342,7 +343,8 @@ func (w *TypedWriter[C]) appendReserved(columns [][]byte, write func(rows *C)) (
 	return nil
 }
 
-func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows *C), wait bool) error {
+// appendRows writes rows. Those of trusted writes rely on an earlier check of the node.
+func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows *C), wait, trusted bool) error {
 	capacity := w.typed.client.layout.Capacity
 	if n < 0 || uint64(n) > capacity {
 		w.last, w.sequences, w.streamed = nil, nil, false
@@ -359,6 +361,11 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 	}
 	if o := w.outbox; o != nil && wait && n > 0 && ctx.Err() == nil && o.extend(n, w.columns) {
 		return w.fillStreamed(ctx)
+	}
+	if trusted {
+		if err := w.appendInPlace(ctx, n, wait); !gone(err) {
+			return err
+		}
 	}
 	return w.typed.client.with(ctx, func(r *ring.Ring) error {
 		if err := w.leave(ctx, r); err != nil {
