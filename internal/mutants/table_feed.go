@@ -96,12 +96,12 @@ func ofFeeds() []Mutant { //nolint:funlen // a table
 
 		{"rows-exceed-a-message", "services/replay/node.go", "", "63 << 20", "64 << 20", "TestRowsOfTheMaximumSize"},
 	}
-	mutants := make([]Mutant, len(rows))
-	for i, r := range rows {
-		mutants[i] = Mutant{
+	mutants := make([]Mutant, 0, len(rows)+1)
+	for _, r := range rows {
+		mutants = append(mutants, Mutant{
 			Name: "replay/feed-" + r.name, Test: r.test,
 			Edit: Edit{File: r.file, Func: r.function, Original: r.original, Mutated: r.mutated},
-		}
+		})
 	}
 	return append(mutants, Mutant{
 		Name: "replay/feed-streams-that-were-replaced-go-on",
