@@ -88,7 +88,7 @@ func TestHoldAnswer(t *testing.T) {
 		}
 		synctest.Wait()
 		require.Equal(t, []int{0, 1, 2, 3, 4, 5}, *began, "the turn was not passed on")
-		require.Equal(t, before, runtime.NumGoroutine(), "goroutines wait for the release")
+		require.LessOrEqual(t, runtime.NumGoroutine(), before, "goroutines wait for the release") // those of earlier tests may end
 		require.Equal(t, calls+1, s.node.mailbox.Stats().Running, "the answers are not held")
 		require.Empty(t, inline, "the answer was not held")
 		require.NoError(t, h.Err())
@@ -127,7 +127,7 @@ func TestHoldAnswerOfConcurrentMethod(t *testing.T) {
 			synctest.Wait()
 		}
 		require.Equal(t, []int{1, 2}, *began)
-		require.LessOrEqual(t, runtime.NumGoroutine(), before, "goroutines wait for the release") // others of earlier tests may end
+		require.LessOrEqual(t, runtime.NumGoroutine(), before, "goroutines wait for the release") // as above
 		_, err := futures[2].Get(t.Context())
 		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
 		futures[0].Cancel()
