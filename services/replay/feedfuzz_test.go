@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +25,7 @@ import (
 type recordedReplay struct {
 	cutReplay
 
+	mu                  sync.Mutex
 	requests, responses []proto.Message
 }
 
@@ -40,13 +42,17 @@ type recordedFeed struct {
 func (s *recordedFeed) Receive() (*replayv1.FeedRequest, error) {
 	req, err := s.ReplayFeedServerStream.Receive()
 	if err == nil {
+		s.replay.mu.Lock()
+		defer s.replay.mu.Unlock()
 		s.replay.requests = append(s.replay.requests, proto.CloneOf(req))
 	}
 	return req, err
 }
 
 func (s *recordedFeed) Send(res *replayv1.FeedResponse) error {
+	s.replay.mu.Lock()
 	s.replay.responses = append(s.replay.responses, proto.CloneOf(res))
+	s.replay.mu.Unlock()
 	return s.ReplayFeedServerStream.Send(res)
 }
 
@@ -86,6 +92,8 @@ func recordFeeds(f *testing.F) (requests, responses []proto.Message) {
 	}
 	require.NoError(f, c.Close())
 	require.NoError(f, n.close())
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	return r.requests, r.responses
 }
 
@@ -348,7 +356,7 @@ func TestWritersGoOnAfterManyCuts(t *testing.T) {
 			if unconfirmed, ok := errors.AsType[*UnconfirmedError](err); ok {
 				require.True(t, unconfirmed.Kept, "%v", err)
 			}
-			require.ErrorContains(t, err, "the connection was lost")
+			require.Regexp(t, "the connection was lost|canceled", err.Error()) // or the stream ended because of that
 			r.left.Store(int64(rng.IntN(60)))
 		}
 	}
