@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -21,6 +22,14 @@ import (
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/internal/invariants"
 )
+
+// bubbled returns the number of goroutines of the test's bubble. Others may end meanwhile.
+func bubbled() int {
+	buf := make([]byte, 1<<20)
+	first, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), "\n")
+	_, bubble, _ := strings.Cut(first, "synctest bubble ")
+	return strings.Count(string(buf[:runtime.Stack(buf, true)]), "synctest bubble "+bubble)
+}
 
 // numbered returns the metadata that a holding stub answers with.
 func numbered(ctx context.Context, i int) context.Context {
@@ -80,7 +89,7 @@ func TestHoldAnswer(t *testing.T) {
 			inline <- res.GetId()
 		}()
 		synctest.Wait()
-		before := runtime.NumGoroutine()
+		before := bubbled()
 		futures := make([]*Future[*storagev1.IncrResponse], calls)
 		var ended []uint64
 		for i := range futures {
@@ -88,7 +97,7 @@ func TestHoldAnswer(t *testing.T) {
 		}
 		synctest.Wait()
 		require.Equal(t, []int{0, 1, 2, 3, 4, 5}, *began, "the turn was not passed on")
-		require.LessOrEqual(t, runtime.NumGoroutine(), before, "goroutines wait for the release") // those of earlier tests may end
+		require.Equal(t, before, bubbled(), "goroutines wait for the release")
 		require.Equal(t, calls+1, s.node.mailbox.Stats().Running, "the answers are not held")
 		require.Empty(t, inline, "the answer was not held")
 		require.NoError(t, h.Err())
@@ -120,14 +129,14 @@ func TestHoldAnswerOfConcurrentMethod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &Hold{}
 		s, began := holding(Limits{MaxStreams: 2}, only(h))
-		before := runtime.NumGoroutine()
+		before := bubbled()
 		var futures []*Future[*storagev1.HasResponse]
 		for i := range 3 {
 			futures = append(futures, s.has.async(numbered(t.Context(), i+1), s.ref, nil))
 			synctest.Wait()
 		}
 		require.Equal(t, []int{1, 2}, *began)
-		require.LessOrEqual(t, runtime.NumGoroutine(), before, "goroutines wait for the release") // as above
+		require.Equal(t, before, bubbled(), "goroutines wait for the release")
 		_, err := futures[2].Get(t.Context())
 		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
 		futures[0].Cancel()
