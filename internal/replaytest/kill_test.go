@@ -2,9 +2,11 @@ package replaytest
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -276,14 +278,14 @@ func (c *checker) killReplay() {
 // stalled returns how long the machine may have kept the node from running; it may be nil.
 func (c *checker) killNode(stalled func() time.Duration) {
 	c.t.Helper()
-	readers := 0
+	var readers []string
 	for _, p := range c.actors {
 		if (c.aged || len(p.tasks) == len(readerTasks())) && !p.stopped {
-			readers++
+			readers = append(readers, p.Name)
 		}
 	}
 	c.history.mu.Lock()
-	before := c.history.released
+	before := maps.Clone(c.history.released)
 	c.history.mu.Unlock()
 	c.history.didf("kill the replay, process %d", c.pid)
 	at := killed{From: clock()}
@@ -297,7 +299,7 @@ func (c *checker) killNode(stalled func() time.Duration) {
 	// What the node has returned may be lost on its way.
 	c.lost += queueBatch * len(c.actors)
 	c.history.await(time.Second+slow, "calls that wait get no errors within a second of the death of the replay's process", func() bool {
-		return c.history.released >= before+readers
+		return !slices.ContainsFunc(readers, func(name string) bool { return c.history.released[name] == before[name] })
 	})
 }
 

@@ -91,8 +91,8 @@ type events struct {
 	faults, troubles []string
 	// counts are those of each process's tasks.
 	counts map[string]map[string]int64
-	// released is how many calls that waited have ended.
-	released int
+	// released is how many calls that waited have ended, of each process.
+	released map[string]int
 	// changed is closed at the next event.
 	changed chan struct{}
 }
@@ -126,7 +126,10 @@ func (h *events) add(process string, a answer) {
 		}
 		maps.Copy(h.counts[process], a.Counts)
 	case releasedEvent:
-		h.released++
+		if h.released == nil {
+			h.released = make(map[string]int)
+		}
+		h.released[process]++
 		fallthrough
 	case troubleEvent:
 		h.troubles = append(h.troubles[max(0, len(h.troubles)-100):], fmt.Sprintf("%s: %s: %s", process, a.Code, a.Error))
