@@ -644,6 +644,8 @@ func (o *outbox) stream(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
+	// Over HTTP/2 a context that ends does not interrupt Receive.
+	defer context.AfterFunc(ctx, func() { _ = stream.Close() })()
 	opening := o.open()
 	received := make(chan error, 1)
 	go func() { received <- o.receive(stream) }()
@@ -665,13 +667,14 @@ func (o *outbox) stream(ctx context.Context) error {
 			}
 		case err := <-received:
 			return orLost(err)
-		case <-ctx.Done():
-			_ = stream.Close() // over HTTP/2 a context that ends does not interrupt Receive
-			return orLost(<-received)
 		}
 	}
+	if errors.Is(sent, io.EOF) {
+		return orLost(<-received) // which says why the stream has ended
+	}
 	cancel()
-	return orLost(<-received)
+	<-received //nolint:errcheck // the context was canceled
+	return sent
 }
 
 // finished ends a stream on which everything is confirmed. So an error does not matter.
