@@ -66,6 +66,19 @@ func ofPublicTables() []Mutant {
 			Test: search,
 		},
 		{
+			Name: "table/inserts-wait-in-an-empty-table",
+			Edit: Edit{File: limiter, Func: "limit.canInsert", Original: "!drawable || !l.minimum(size)", Mutated: "size > 0 && !l.minimum(size)"},
+			Test: "TestTableMatchesModel",
+		},
+		{
+			Name: "table/calls-that-wait-ignore-those-before",
+			Edit: Edit{
+				File: replay + "internal/table/wait.go", Func: "Table.blockedBehind", Original: "t.limit.forInserts(ahead+w.left(), t.size)",
+				Mutated: "t.limit.forInserts(w.left(), t.size)",
+			},
+			Test: "TestCallsThatWaitNeedWhatThoseBeforeThemNeed",
+		},
+		{
 			Name: "leaktest/mappings-stay",
 			Edit: Edit{File: replay + "client.go", Func: "Client.Close", Original: "return m.ring.Close()", Mutated: "return nil"},
 			Test: "TestReadsOfNoRows", Prints: `left behind: .*mapping of .*\.ring`,

@@ -289,6 +289,24 @@ func TestReturnedSamplesAreDrawnAgain(t *testing.T) {
 	})
 }
 
+func TestCallsThatWaitNeedWhatThoseBeforeThemNeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newTable(t, Config{Sampler: Selector{Kind: FIFO}, Limiter: QueueOf(1)})
+		requireDone(t, inserting(t.Context(), table, "", 1), 1)
+		first := inserting(t.Context(), table, "first", 2)
+		synctest.Wait()
+		second := inserting(t.Context(), table, "second", 3)
+		synctest.Wait()
+		blocked := table.Inspect().Blocked
+		require.Len(t, blocked, 2)
+		require.Equal(t, uint64(2), blocked[0].Needs.Samples)
+		require.Equal(t, uint64(5), blocked[1].Needs.Samples)
+		requireDone(t, sampling(t.Context(), table, "", 5), 5)
+		requireDone(t, first, 2)
+		requireDone(t, second, 3)
+	})
+}
+
 func TestSampleWaitsForPriorityAboveZero(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		table := newTable(t, Config{Sampler: Selector{Kind: Prioritized, Exponent: 1}})
