@@ -164,7 +164,7 @@ func ofCheckpointing() []Mutant {
 		},
 		{
 			Name: "checkpoint/a-lack-of-space-has-no-numbers",
-			Edit: Edit{File: write, Func: "Writer.chunk", Original: "mapfile.WithSpace(err, w.target, w.needed)", Mutated: "err"},
+			Edit: Edit{File: write, Func: "Writer.failed", Original: "mapfile.WithSpace(err, w.target, w.needed)", Mutated: "err"},
 			Test: "TestCheckpointsOnSmallFileSystems", Package: replay, Timeout: minutes,
 		},
 		{

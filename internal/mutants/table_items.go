@@ -76,7 +76,7 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/refused-appends-are-history",
-			Edit: Edit{File: "services/replay/typed.go", Func: "TypedWriter.append", Original: "w.writing {", Mutated: "w.writing && n < 0 {"},
+			Edit: Edit{File: "services/replay/typed.go", Func: "TypedWriter.append", Original: "w.write != nil", Mutated: "w.write != nil && n < 0"},
 			Test: "TestRefusedAppendsAreNoHistory",
 		},
 		{

@@ -79,7 +79,7 @@ func ofTypedRows() []Mutant {
 		{
 			Name: "typed/initial-values-are-not-set-in-place",
 			Edit: Edit{
-				File: "services/replay/typed.go", Func: "TypedWriter.viewColumns",
+				File: "services/replay/typed.go", Func: "TypedWriter.fillColumns",
 				Original: "w.typed.row.Initialize(columns)", Mutated: "_ = w.typed.row.Initialize",
 			},
 			Test: "TestTypedRowsRoundTrip",

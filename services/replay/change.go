@@ -147,9 +147,14 @@ func (ch *change) find(ctx context.Context) (bool, error) {
 // appendRuns appends the numbers of runs.
 func appendRuns(sequences []uint64, runs []*replayv1.Run) []uint64 {
 	for _, r := range runs {
-		for k := range uint64(r.GetLength()) {
-			sequences = append(sequences, r.GetFirst()+k)
-		}
+		sequences = appendRun(sequences, r.GetFirst(), r.GetLength())
+	}
+	return sequences
+}
+
+func appendRun(sequences []uint64, first uint64, length uint32) []uint64 {
+	for k := range uint64(length) {
+		sequences = append(sequences, first+k)
 	}
 	return sequences
 }

@@ -227,10 +227,8 @@ func (own *nodeFile) open(path string, layout ring.Layout, config *replayv1.Repl
 	if err != nil {
 		return nil, errors.Join(err, log.Close(), r.Close())
 	}
-	n := &node{
-		ring: r, writer: w, rowSize: layout.RowBytes(), columns: cloneColumns(config.GetColumns()), tables: ts,
-		file: &openFile{own: own, log: log, logger: logger, path: path + itemsSuffix, created: created},
-	}
+	n := nodeOf(r, w, config, ts)
+	n.file = &openFile{own: own, log: log, logger: logger, path: path + itemsSuffix, created: created}
 	n.file.start()
 	return n, nil
 }

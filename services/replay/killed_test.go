@@ -221,7 +221,7 @@ func remove(t *testing.T, n *node, file string) {
 	for _, suffix := range []string{"", itemsSuffix, nodeSuffix} {
 		require.NoError(t, os.Remove(file+suffix))
 	}
-	left, err := filepath.Glob(file + "*")
+	left, err := filepath.Glob(file + ".*")
 	require.NoError(t, err)
 	require.Empty(t, left)
 }

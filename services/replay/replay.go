@@ -168,7 +168,12 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	if err != nil {
 		return nil, errors.Join(err, r.Remove(), r.Close())
 	}
-	return &node{ring: r, writer: w, rowSize: layout.RowBytes(), columns: cloneColumns(config.GetColumns()), tables: tables, log: slog.Default()}, nil
+	return nodeOf(r, w, config, tables), nil
+}
+
+// nodeOf returns a node with a ring and tables.
+func nodeOf(r *ring.Ring, w *ring.WriteHead, config *replayv1.ReplayConfig, ts *tables) *node {
+	return &node{ring: r, writer: w, rowSize: r.Layout().RowBytes(), columns: cloneColumns(config.GetColumns()), tables: ts, log: slog.Default()}
 }
 
 // invalidConfig returns the error of a configuration, from which [CreateError] restores its type.

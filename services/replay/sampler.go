@@ -313,15 +313,9 @@ func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], err
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 	b := s.unfinished
 	if b == nil {
-		select {
-		case b = <-s.free:
-			b.restart("")
-			b.returned, b.Replaced = 0, 0
-		default:
-			var err error
-			if b, err = s.newBatch(); err != nil {
-				return nil, err
-			}
+		var err error
+		if b, err = s.emptyBatch(""); err != nil {
+			return nil, err
 		}
 		s.unfinished = b
 	}
@@ -339,12 +333,20 @@ func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], err
 	return b, b.finish(s.typed)
 }
 
-func (s *Sampler[C]) newBatch() (*SampledBatch[C], error) {
+// emptyBatch returns a batch for rows of a ring: one that may be used again, or another.
+func (s *Sampler[C]) emptyBatch(ring string) (*SampledBatch[C], error) {
+	select {
+	case b := <-s.free:
+		b.restart(ring)
+		b.returned, b.Replaced = 0, 0
+		return b, nil
+	default:
+	}
 	rows, err := s.typed.client.NewBatch(0)
 	if err != nil {
 		return nil, err
 	}
-	return &SampledBatch[C]{rows: rows, bytes: make([][]byte, len(rows.Layout().Columns))}, nil
+	return &SampledBatch[C]{ring: ring, rows: rows, bytes: make([][]byte, len(rows.Layout().Columns))}, nil
 }
 
 // restart empties a batch, for rows of a ring.

@@ -387,13 +387,9 @@ func pad(res *replayv1.DrawResponse) {
 }
 
 func appendSample(sequences []uint64, s *table.Sample) []uint64 {
-	for k := range uint64(s.Run.Length) {
-		sequences = append(sequences, s.Run.First+k)
-	}
+	sequences = appendRun(sequences, s.Run.First, s.Run.Length)
 	for _, r := range s.More {
-		for k := range uint64(r.Length) {
-			sequences = append(sequences, r.First+k)
-		}
+		sequences = appendRun(sequences, r.First, r.Length)
 	}
 	return sequences
 }

@@ -349,19 +349,11 @@ func (g *gathering[C]) add(res *replayv1.DrawResponse) (*SampledBatch[C], error)
 
 // begin begins a batch.
 func (g *gathering[C]) begin() error {
-	s := g.sampler
-	select {
-	case g.batch = <-s.free:
-		g.batch.restart(g.ring)
-		g.batch.returned, g.batch.Replaced = 0, 0
-	default:
-		b, err := s.newBatch()
-		if err != nil {
-			return err
-		}
-		b.ring, g.batch = g.ring, b
+	b, err := g.sampler.emptyBatch(g.ring)
+	if err != nil {
+		return err
 	}
-	g.batch.responses, g.room = 0, 0
+	b.responses, g.batch, g.room = 0, b, 0
 	return nil
 }
 
@@ -488,9 +480,7 @@ func (g *gathering[C]) share(rows uint64) error {
 func (g *gathering[C]) announcedNumbers() []uint64 {
 	var numbers []uint64
 	for i, first := range g.announced.GetFirsts() {
-		for k := range uint64(g.announced.GetLengths()[i]) {
-			numbers = append(numbers, first+k)
-		}
+		numbers = appendRun(numbers, first, g.announced.GetLengths()[i])
 	}
 	return numbers
 }

@@ -210,12 +210,11 @@ type TypedWriter[C any] struct {
 	// together is the maximum number of rows written in place; trusting that of those that rely on
 	// trust.
 	together, trusting int
-	// writing is set while the function runs that writes rows. fill calls write with n rows.
-	writing bool
-	fill    func(columns [][]byte)
-	write   func(rows *C)
-	n       int
-	rows    C
+	// fill calls write, which is nil between writes, with n rows.
+	fill  func(columns [][]byte)
+	write func(rows *C)
+	n     int
+	rows  C
 	// initialize is set if a column has an initial value.
 	initialize bool
 	// trust lets small writes rely on an earlier check of the node.
@@ -306,19 +305,19 @@ func (w *TypedWriter[C]) Sequences() []uint64 {
 // append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
 	trusted := w.last != nil && n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil
+	var columns [][]byte
 	if trusted {
-		if columns := w.last.Begin(n); columns != nil {
-			err := w.appendReserved(columns, write)
-			if w.history.most > 0 {
-				w.history.add(w.wrote, w.Sequences())
-			}
-			return err
-		}
+		columns = w.last.Begin(n)
 	}
-	if w.writing {
+	var err error
+	switch {
+	case columns != nil:
+		err = w.appendReserved(columns, write)
+	case w.write != nil:
 		return fmt.Errorf("%w: the function that writes rows appends others with the same writer", ring.ErrBatch)
+	default:
+		err = w.appendRows(ctx, n, write, wait, trusted)
 	}
-	err := w.appendRows(ctx, n, write, wait, trusted)
 	if w.history.most > 0 && w.outbox == nil {
 		w.history.add(w.wrote, w.Sequences())
 	}
@@ -329,16 +328,15 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 // were reserved and are locked.
 func (w *TypedWriter[C]) appendReserved(columns [][]byte, write func(rows *C)) (err error) {
 	written := false
-	w.writing = true
+	w.write = write
 	defer func() {
 		var none C
-		w.writing, w.rows = false, none // as in appendRows
+		w.write, w.rows = nil, none // as in appendRows
 		if e := w.last.End(written); err == nil {
 			err = e
 		}
 	}()
-	w.viewColumns(columns)
-	write(&w.rows)
+	w.fillColumns(columns)
 	written = true
 	return nil
 }
@@ -351,10 +349,10 @@ func (w *TypedWriter[C]) appendRows(ctx context.Context, n int, write func(rows 
 		return fmt.Errorf("%w: %d rows to append, and the ring has %d", ring.ErrBatch, n, capacity)
 	}
 	w.last, w.sequences, w.write, w.n = nil, nil, write, n
-	w.streamed, w.streaming, w.writing = false, nil, true
+	w.streamed, w.streaming = false, nil
 	defer func() {
 		var none C
-		w.writing, w.write, w.rows = false, nil, none // so that using the columns later fails, instead of changing another row
+		w.write, w.rows = nil, none // so that using the columns later fails, instead of changing another row
 	}()
 	if n > w.together {
 		return w.appendLarge(ctx, wait)
@@ -434,16 +432,11 @@ func (w *TypedWriter[C]) bind(r *ring.Ring) error {
 
 // fillColumns lets write fill columns of a ring.
 func (w *TypedWriter[C]) fillColumns(columns [][]byte) {
-	w.viewColumns(columns)
-	w.write(&w.rows)
-}
-
-// viewColumns makes the columns those of the rows, and sets their initial values.
-func (w *TypedWriter[C]) viewColumns(columns [][]byte) {
 	if w.initialize {
 		w.typed.row.Initialize(columns)
 	}
 	w.typed.row.Generated.View(&w.rows, columns) // As has made sure of the columns
+	w.write(&w.rows)
 }
 
 // fillBatch lets write fill the writer's batch.

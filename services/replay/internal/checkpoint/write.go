@@ -189,6 +189,11 @@ func sameFile(open *os.File, path string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
+// failed adds to an error what was being done, and if it is a lack of space, how much there is.
+func (w *Writer) failed(err error) error {
+	return fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
+}
+
 // Bytes returns the size of the files so far.
 func (w *Writer) Bytes() uint64 { return w.bytes }
 
@@ -233,7 +238,7 @@ func encodeRuns(sequences []uint64) []byte {
 func (w *Writer) Items(index int, next func(states []table.State) (int, error)) error {
 	f, err := w.create(tableName(index)+unfiltered, itemsMagic)
 	if err != nil {
-		return fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
+		return w.failed(err)
 	}
 	states := make([]table.State, itemsPerChunk)
 	for n := len(states); n == len(states) && err == nil; {
@@ -261,7 +266,7 @@ func (w *Writer) writeItems(f *file, states []table.State) error {
 func (w *Writer) Filter(index int, has func(*table.State) (bool, error)) (kept, left uint64, described *replayv1.CheckpointFile, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
+			err = w.failed(err)
 		}
 	}()
 	all := filepath.Join(w.part, tableName(index)+unfiltered)
@@ -314,7 +319,7 @@ func tableName(index int) string { return tablePrefix + strconv.Itoa(index) }
 // EndRows completes the file of rows.
 func (w *Writer) EndRows() (*replayv1.CheckpointFile, error) {
 	if err := w.rows.end(); err != nil {
-		return nil, fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
+		return nil, w.failed(err)
 	}
 	return w.rows.describe(), nil
 }
@@ -423,7 +428,7 @@ func (w *Writer) chunk(f *file, parts ...[]byte) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("write a checkpoint to %s: %w", w.target, mapfile.WithSpace(err, w.target, w.needed))
+		return w.failed(err)
 	}
 	w.bytes += chunkHeader + length
 	return nil
