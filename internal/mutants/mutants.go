@@ -239,7 +239,11 @@ func (m *Mutant) run(ctx context.Context, root, binary, overlay string, env ...s
 	for part := range strings.SplitSeq(m.Test, "/") {
 		pattern = append(pattern, "^"+regexp.QuoteMeta(part)+"$")
 	}
-	args := append([]string{"-test.v", "-test.count=1", "-test.timeout=" + timeout.String(), "-test.run=" + strings.Join(pattern, "/")}, m.Args...)
+	args := []string{"-test.v", "-test.count=1", "-test.timeout=" + timeout.String(), "-test.run=" + strings.Join(pattern, "/")}
+	if m.Prints == "" {
+		args = append(args, failFast) // any failure shows it
+	}
+	args = append(args, m.Args...)
 	test := exec.CommandContext(ctx, binary, args...)
 	test.Dir = filepath.Join(root, m.directory())
 	// Programs that the test builds have the fault too.
