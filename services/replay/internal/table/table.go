@@ -597,7 +597,8 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 func (t *Table) touch(chosen []choice) {
 	var sampled uint32
 	for _, c := range chosen {
-		sampled |= t.slots.items.at(c.slot).sampled
+		it := t.slots.items.at(c.slot)
+		sampled |= it.sampled | uint32(it.number) //nolint:gosec // both ends: an item may lie in two cache lines
 	}
 	var priority uint64
 	for _, c := range chosen {

@@ -30,6 +30,8 @@ type sumTree struct {
 	// dirty are nodes of level 0 whose sums the levels above do not have yet.
 	dirty []uint32
 	drawn []descent
+	// loaded keeps the compiler from removing loads.
+	loaded uint64
 }
 
 // descent is a draw on its way down.
@@ -117,6 +119,9 @@ func (s *sumTree) draw(random *rand.Rand, dst []choice) {
 		drawn[i] = descent{rest: random.Float64() * total}
 	}
 	for _, nodes := range slices.Backward(s.levels) {
+		if len(nodes) > 1 {
+			s.load(nodes, drawn)
+		}
 		for i := range drawn {
 			d := &drawn[i]
 			child, rest := descend(nodes.at(d.node), d.rest)
@@ -126,6 +131,16 @@ func (s *sumTree) draw(random *rand.Rand, dst []choice) {
 	for i, d := range drawn {
 		dst[i] = choice{slot: d.node, probability: s.mass(d.node) / total}
 	}
+}
+
+// load loads the nodes of a level that draws have come to. The loads do not depend on each other,
+// so that the processor waits for several at once. A descent is too long for that.
+func (s *sumTree) load(nodes chunks[node], drawn []descent) {
+	var first uint64
+	for i := range drawn {
+		first |= math.Float64bits(nodes.at(drawn[i].node)[0])
+	}
+	s.loaded = first
 }
 
 // descend returns the child of a node in which x lies, and where in it. It has no branches that
