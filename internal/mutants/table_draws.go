@@ -1,5 +1,7 @@
 package mutants
 
+import "time"
+
 // ofDraws returns the mutants of what samplers draw, and of the shape of their batches.
 func ofDraws() []Mutant {
 	return []Mutant{
@@ -14,11 +16,29 @@ func ofDraws() []Mutant {
 		{
 			Name: "replay/prefetched-batches-have-fewer-draws",
 			Edit: Edit{
-				File: "services/replay/sampler.go", Func: "Sampler.fetch",
-				Original: "next.batch, next.err = s.draw(s.ctx, true)",
-				Mutated:  "next.batch, next.err = s.draw(s.ctx, true); if b := next.batch; b != nil && len(b.Info) > 9 { b.Info[8] = b.Info[9] }",
+				File: "services/replay/ahead.go", Func: "Sampler.drawAhead",
+				Original: "b, err = s.fill(ctx)",
+				Mutated:  "b, err = s.fill(ctx); if b != nil && len(b.Info) > 9 { b.Info[8] = b.Info[9] }",
 			},
 			Test: "TestSamplersDrawWithTheirDistributions",
+		},
+		{
+			Name: "replay/any-number-of-batches-is-drawn-ahead",
+			Edit: Edit{File: "services/replay/ahead.go", Func: "Sampler.drawAhead", Original: "a.owed -= s.options.batch", Mutated: "_ = a"},
+			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
+		},
+		{
+			Name: "replay/batches-wait-for-those-behind-them",
+			Edit: Edit{File: "services/replay/ahead.go", Func: "drawingAhead.due", Original: "return missing", Mutated: "return left"},
+			Test: "TestBatchesDoNotWaitForThoseBehindThem",
+		},
+		{
+			Name: "replay/items-drawn-ahead-are-drawn-again",
+			Edit: Edit{
+				File: "services/replay/ahead.go", Func: "drawingAhead.due",
+				Original: "a.owed - (batch - missing) - pending", Mutated: "a.owed - (batch - missing)",
+			},
+			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
 		},
 		{
 			Name: "replay/probabilities-are-those-of-other-draws",
@@ -32,7 +52,7 @@ func ofDraws() []Mutant {
 			Name: "replay/longer-items-are-cut-off",
 			Edit: Edit{
 				File: "services/replay/sampler.go", Func: "Sampler.copyRows",
-				Original: "s.options.length > 0 && n > s.options.length", Mutated: "false",
+				Original: "err == nil && s.options.length > 0 && rows > s.options.length", Mutated: "rows < 0",
 			},
 			Test: "TestBatchesOfALengthHaveTheSameShape",
 		},

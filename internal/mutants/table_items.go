@@ -56,7 +56,7 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/replaced-items-count-for-the-limiter",
-			Edit: Edit{File: sampler, Func: "Sampler.copyRows", Original: "b.returned++", Mutated: "_ = b.returned"},
+			Edit: Edit{File: sampler, Func: "Sampler.copyRows", Original: "s.returned++", Mutated: "_ = s.returned"},
 			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
 		},
 		{
@@ -66,7 +66,7 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/interrupted-draws-are-lost",
-			Edit: Edit{File: sampler, Func: "Sampler.draw", Original: "s.unfinished = b", Mutated: "_ = b"},
+			Edit: Edit{File: sampler, Func: "Sampler.fill", Original: "s.unfinished = b", Mutated: "_ = b"},
 			Test: "TestNextSaysWhatItWaitsForAndGoesOn",
 		},
 		{

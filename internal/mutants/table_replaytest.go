@@ -72,8 +72,8 @@ func ofKilledReplays() []Mutant {
 		},
 		{
 			name: "samplers-wait-for-a-dead-node", file: service + "sampler.go", function: "Sampler.draw",
-			original: "s.drawSome(ctx, b, blocked); err != nil {",
-			mutated:  "s.drawSome(ctx, b, blocked); err != nil { if ctx.Err() == nil { continue }",
+			original: "s.request(ctx, s.missing(), blocked)); err != nil {",
+			mutated:  "s.request(ctx, s.missing(), blocked)); err != nil { if ctx.Err() == nil { continue }",
 			prints:   `get no errors within a second`, args: []string{"-rows=2000", "-kills=1"},
 		},
 	}

@@ -10,7 +10,7 @@ func ofWaits() []Mutant {
 		},
 		{
 			Name: "replay/waiting-samplers-lose-their-place",
-			Edit: Edit{File: "services/replay/sampler.go", Func: "Sampler.drawSome", Original: "math.MaxUint32, newCall()", Mutated: "1000, newCall()"},
+			Edit: Edit{File: "services/replay/sampler.go", Func: "Sampler.request", Original: "math.MaxUint32, newCall()", Mutated: "1000, newCall()"},
 			Test: "TestWaitingSamplersKeepTheirPlace",
 		},
 		{

@@ -2,6 +2,7 @@ package replay
 
 import (
 	"fmt"
+	"time"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/internal/table"
@@ -79,31 +80,36 @@ func checkSampledColumns(c *replayv1.SampledColumns) error {
 	return nil
 }
 
+// sampledItems reads items of columns, one after the other. Without columns there are none.
+type sampledItems struct {
+	columns *replayv1.SampledColumns
+	// item and run are the indexes of the next item, and of its first run.
+	item, run int
+}
+
 // sampledItemsIn returns the items of columns, or an error if these do not fit together.
-func sampledItemsIn(c *replayv1.SampledColumns) ([]*replayv1.SampledItem, error) {
-	if err := checkSampledColumns(c); err != nil {
-		return nil, err
+func sampledItemsIn(c *replayv1.SampledColumns) (sampledItems, error) {
+	return sampledItems{columns: c}, checkSampledColumns(c)
+}
+
+// left returns how many items are left.
+func (s *sampledItems) left() int { return len(s.columns.GetKeys()) - s.item }
+
+// next returns the next item, which has at most a number of rows, without their sequence numbers.
+func (s *sampledItems) next(ringID, tableName string, most uint64) (ItemInfo, error) {
+	c, i, runs := s.columns, s.item, 1
+	if len(c.GetRuns()) > 0 {
+		runs = int(c.GetRuns()[i])
 	}
-	n, runs := len(c.GetKeys()), len(c.GetFirsts())
-	messages := make([]replayv1.Run, runs)
-	pointers := make([]*replayv1.Run, runs)
-	for i := range messages {
-		messages[i].First, messages[i].Length = c.GetFirsts()[i], c.GetLengths()[i]
-		pointers[i] = &messages[i]
-	}
-	items := make([]replayv1.SampledItem, n)
-	all := make([]*replayv1.SampledItem, n)
-	for i := range items {
-		m, own := &items[i], uint32(1)
-		if len(c.GetRuns()) > 0 {
-			own = c.GetRuns()[i]
-		}
-		m.Key, m.Runs, pointers = c.GetKeys()[i], pointers[:own:own], pointers[own:]
-		m.Probability, m.Weight, m.Priority = at(c.GetProbabilities(), i), at(c.GetWeights(), i), at(c.GetPriorities(), i)
-		m.Sampled, m.TableSize, m.AgeNs, m.Held = at(c.GetSampled(), i), at(c.GetTableSizes(), i), at(c.GetAgesNs(), i), at(c.GetHeld(), i)
-		all[i] = m
-	}
-	return all, nil
+	rows, err := rowsOfRuns(c.GetFirsts()[s.run:s.run+runs], c.GetLengths()[s.run:s.run+runs], most)
+	s.item++
+	s.run += runs
+	return ItemInfo{
+		Key:         Key{ring: ringID, table: tableName, number: c.GetKeys()[i], rows: rows},
+		Probability: at(c.GetProbabilities(), i), Weight: at(c.GetWeights(), i), Priority: at(c.GetPriorities(), i),
+		Sampled: at(c.GetSampled(), i), TableSize: at(c.GetTableSizes(), i),
+		Age: time.Duration(at(c.GetAgesNs(), i)), Held: at(c.GetHeld(), i), //nolint:gosec // since the node began
+	}, err
 }
 
 // at returns an element of a column, which may be empty.

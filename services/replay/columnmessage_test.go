@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -15,12 +16,15 @@ import (
 
 // TestColumnsAreTheSameItems checks that items travel alike with and without columns.
 func TestColumnsAreTheSameItems(t *testing.T) {
-	runs := rapid.Custom(func(t *rapid.T) table.Run {
-		return table.Run{First: rapid.Uint64().Draw(t, "first"), Length: rapid.Uint32().Draw(t, "length")}
-	})
 	sample := rapid.Custom(func(t *rapid.T) table.Sample {
+		runs := make([]table.Run, rapid.IntRange(1, 4).Draw(t, "runs"))
+		next := rapid.Uint64Range(0, 1<<62).Draw(t, "first")
+		for i := range runs {
+			runs[i] = table.Run{First: next, Length: rapid.Uint32Range(1, math.MaxUint32).Draw(t, "length")}
+			next += uint64(runs[i].Length) + rapid.Uint64Range(0, 1<<32).Draw(t, "gap")
+		}
 		return table.Sample{
-			Key: table.Key(rapid.Uint64().Draw(t, "key")), Run: runs.Draw(t, "run"), More: rapid.SliceOfN(runs, 0, 3).Draw(t, "more"),
+			Key: table.Key(rapid.Uint64().Draw(t, "key")), Run: runs[0], More: runs[1:],
 			Probability: rapid.Float64().Draw(t, "probability"), Weight: rapid.Float64().Draw(t, "weight"),
 			Priority: rapid.Float64().Draw(t, "priority"), Sampled: rapid.Uint32().Draw(t, "sampled"),
 			Size: int(rapid.Uint32().Draw(t, "size")), Age: time.Duration(rapid.Uint32().Draw(t, "age")), Held: rapid.Bool().Draw(t, "held"),
@@ -35,10 +39,17 @@ func TestColumnsAreTheSameItems(t *testing.T) {
 		got, err := sampledItemsIn(c)
 		require.NoError(t, err)
 		want := sampledItemsOf(samples)
-		require.Len(t, got, len(want))
-		for i := range want {
-			require.True(t, proto.Equal(want[i], got[i]), "%v\n%v", want[i], got[i])
+		require.Equal(t, len(want), got.left())
+		for _, it := range want {
+			info, err := got.next("ring", "table", math.MaxUint64)
+			require.NoError(t, err)
+			require.Equal(t, ItemInfo{
+				Key: keyOf("ring", "table", it.GetKey(), it.GetRuns()), Probability: it.GetProbability(), Weight: it.GetWeight(),
+				Priority: it.GetPriority(), Sampled: it.GetSampled(), TableSize: it.GetTableSize(), Age: time.Duration(it.GetAgeNs()),
+				Held: it.GetHeld(),
+			}, info)
 		}
+		require.Zero(t, got.left())
 	})
 }
 

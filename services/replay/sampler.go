@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/replay/internal/table"
 	"github.com/raylink/raylink/services/replay/ring"
 )
@@ -96,11 +98,9 @@ type SampledBatch[C any] struct {
 	view      *Batch
 	stream    *sampleStream[C]
 	responses uint64
-	// ring is that of the rows. returned is how many of the items drawn have to be given back to
-	// the limiter.
-	ring     string
-	returned uint32
-	bytes    [][]byte
+	// ring is that of the rows.
+	ring  string
+	bytes [][]byte
 }
 
 // Len returns the number of items.
@@ -130,17 +130,22 @@ type Sampler[C any] struct {
 	ctx    context.Context //nolint:containedctx // see above
 	cancel context.CancelCauseFunc
 
-	// unfinished is a batch whose draw was interrupted; apart is memory for replaced items. Both
-	// belong to the goroutine that draws.
+	// These belong to the goroutine that draws. pending are items of a ring that have no place in a
+	// batch yet. unfinished is a batch that is not full, and apart memory for replaced items.
+	// returned is how many items have to be given back to the limiter.
+	pending    sampledItems
+	ring       string
 	unfinished *SampledBatch[C]
 	apart      *Batch
+	returned   uint32
 	// last is the batch that Next returned; free has those that may be used again.
 	last *SampledBatch[C]
 	free chan *SampledBatch[C]
 	// fetching means that a goroutine draws: ahead, or one batch for which the limiter waits. It
-	// sends to fetched, an error last.
+	// sends to fetched, an error last. taken has an element for each batch that Next has got since.
 	fetching bool
 	fetched  chan fetched[C]
+	taken    chan struct{}
 	fetcher  sync.WaitGroup
 
 	// stream is that of a sampler that has not mapped the ring, or nil; unary means that there
@@ -182,7 +187,8 @@ func (t *Typed[C]) Sampler(tableName string, options ...SamplerOption) (*Sampler
 	}
 	s := &Sampler[C]{
 		typed: t, config: config, options: chosen, head: t.client.Reader(nil),
-		free: make(chan *SampledBatch[C], chosen.prefetch+1), fetched: make(chan fetched[C], max(chosen.prefetch-1, 0)),
+		free: make(chan *SampledBatch[C], chosen.prefetch+1), fetched: make(chan fetched[C], chosen.prefetch),
+		taken: make(chan struct{}, chosen.prefetch),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(t.client.ctx)
 	return s, nil
@@ -278,6 +284,9 @@ func (s *Sampler[C]) next(ctx context.Context) (*SampledBatch[C], error) {
 	select {
 	case got := <-s.fetched:
 		s.fetching = !got.last
+		if s.options.prefetch > 0 && s.fetching {
+			s.taken <- struct{}{}
+		}
 		return got.batch, got.err
 	case <-ctx.Done():
 		return nil, ctx.Err() //nolint:wrapcheck // Next adds the operation
@@ -286,22 +295,18 @@ func (s *Sampler[C]) next(ctx context.Context) (*SampledBatch[C], error) {
 	}
 }
 
-// fetch draws until that fails, the sampler is closed, or the ring is not mapped any more; only one
-// batch, if the sampler does not draw ahead.
+// fetch draws one batch, or ahead.
 func (s *Sampler[C]) fetch(context.Context) {
 	defer s.fetcher.Done()
-	for {
-		var next fetched[C]
+	next := fetched[C]{last: true}
+	if s.options.prefetch == 0 {
 		next.batch, next.err = s.draw(s.ctx, true)
-		next.last = next.err != nil || s.options.prefetch == 0 || !s.typed.client.Mapped() && !s.unary.Load()
-		select {
-		case s.fetched <- next:
-		case <-s.ctx.Done():
-			return
-		}
-		if next.last {
-			return
-		}
+	} else {
+		next.batch, next.err = s.drawAhead()
+	}
+	select {
+	case s.fetched <- next:
+	case <-s.ctx.Done():
 	}
 }
 
@@ -311,6 +316,92 @@ func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], err
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	for blocked := false; ; {
+		if b, err := s.fill(ctx); b != nil || err != nil {
+			return b, err
+		}
+		if blocked && !wait {
+			return nil, nil //nolint:nilnil // neither a batch nor an error
+		}
+		// The first call finds out that the limiter waits, and for what. The next one waits.
+		var err error
+		if blocked, err = s.response(ctx, s.request(ctx, s.missing(), blocked)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// missing returns how many items the unfinished batch lacks.
+func (s *Sampler[C]) missing() int {
+	if s.unfinished == nil {
+		return s.options.batch
+	}
+	return s.options.batch - s.unfinished.Len()
+}
+
+// itemsCall is a call of the node that draws a number of items.
+type itemsCall struct {
+	future *runtime.Future[*replayv1.SampleItemsResponse]
+	items  int
+}
+
+// request asks the node for items. If the limiter blocks some of them, the node waits, or returns
+// fewer.
+func (s *Sampler[C]) request(ctx context.Context, items int, wait bool) *itemsCall {
+	req := &replayv1.SampleItemsRequest{
+		Table: s.config.Name, Beta: s.options.beta, Caller: s.options.caller,
+		Items: uint32(items), Returned: s.returned, Columns: true, RingId: s.ring, //nolint:gosec // at most maxSampledItems
+	}
+	if wait {
+		req.WaitMs, req.Call = math.MaxUint32, newCall()
+	}
+	s.call.Store(req.GetCall())
+	s.returned = 0
+	return &itemsCall{s.typed.client.Handle().SampleItemsAsync(ctx, req), items}
+}
+
+// response waits for the response to a request, and keeps the items. It reports whether the limiter
+// has blocked some of them.
+func (s *Sampler[C]) response(ctx context.Context, call *itemsCall) (blocked bool, err error) {
+	defer call.future.Cancel()
+	var res *replayv1.SampleItemsResponse
+	get := func(ctx context.Context) (err error) {
+		res, err = call.future.Get(ctx)
+		return err
+	}
+	select {
+	case <-call.future.Done():
+		err = ringError(get(ctx))
+	default:
+		err = s.typed.client.whileServed(ctx, get)
+	}
+	if err != nil {
+		return false, err
+	}
+	s.blocked.Store(nil)
+	if res.GetBlocked() != nil {
+		text := res.GetBlocked().GetText()
+		s.blocked.Store(&text)
+	}
+	items, err := sampledItemsIn(res.GetColumns())
+	if err != nil {
+		return false, err
+	}
+	if items.left() > call.items {
+		return false, fmt.Errorf("invalid response from the replay: %w: %d items instead of %d", ring.ErrBatch, items.left(), call.items)
+	}
+	if s.ring != res.GetRingId() {
+		s.ring, s.returned = res.GetRingId(), 0 // the replay was restarted
+	}
+	s.pending = items
+	return res.GetBlocked() != nil, nil
+}
+
+// fill adds pending items to the unfinished batch, which it returns once that is full.
+func (s *Sampler[C]) fill(ctx context.Context) (*SampledBatch[C], error) {
+	if s.pending.left() == 0 {
+		return nil, nil //nolint:nilnil // as said
+	}
 	b := s.unfinished
 	if b == nil {
 		var err error
@@ -319,15 +410,11 @@ func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], err
 		}
 		s.unfinished = b
 	}
-	for blocked := false; b.Len() < s.options.batch; {
-		if blocked && !wait {
-			return nil, nil //nolint:nilnil // neither a batch nor an error
-		}
-		// The first call finds out that the limiter waits, and for what. The next one waits.
-		var err error
-		if blocked, err = s.drawSome(ctx, b, blocked); err != nil {
-			return nil, err
-		}
+	if s.ring != b.ring {
+		b.restart(s.ring) // also where the replay was restarted meanwhile
+	}
+	if err := s.copyRows(ctx, b, min(s.missing(), s.pending.left())); err != nil || s.missing() > 0 {
+		return nil, err
 	}
 	s.unfinished = nil
 	return b, b.finish(s.typed)
@@ -338,7 +425,7 @@ func (s *Sampler[C]) emptyBatch(ring string) (*SampledBatch[C], error) {
 	select {
 	case b := <-s.free:
 		b.restart(ring)
-		b.returned, b.Replaced = 0, 0
+		b.Replaced = 0
 		return b, nil
 	default:
 	}
@@ -354,68 +441,35 @@ func (b *SampledBatch[C]) restart(id string) {
 	b.Info, b.Length, b.ring = b.Info[:0], 0, id
 }
 
-// drawSome draws the missing items of a batch, and copies their rows. It reports whether the
-// limiter blocks more of them, if it should not wait for that.
-func (s *Sampler[C]) drawSome(ctx context.Context, b *SampledBatch[C], wait bool) (blocked bool, err error) {
-	client := s.typed.client
-	req := &replayv1.SampleItemsRequest{
-		Table: s.config.Name, Beta: s.options.beta, Caller: s.options.caller,
-		Items: uint32(s.options.batch - b.Len()), Returned: b.returned, //nolint:gosec // at most maxSampledItems
-		Columns: true, RingId: b.ring,
-	}
-	if wait {
-		req.WaitMs, req.Call = math.MaxUint32, newCall()
-	}
-	s.call.Store(req.GetCall())
-	var res *replayv1.SampleItemsResponse
-	if err := client.whileServed(ctx, func(ctx context.Context) (err error) {
-		res, err = client.Handle().SampleItems(ctx, req)
-		return err
-	}); err != nil {
-		return false, err
-	}
-	b.returned = 0
-	s.blocked.Store(nil)
-	if res.GetBlocked() != nil {
-		text := res.GetBlocked().GetText()
-		s.blocked.Store(&text)
-	}
-	if res.GetRingId() != b.ring {
-		b.restart(res.GetRingId()) // also where the replay was restarted meanwhile
-	}
-	items, err := sampledItemsIn(res.GetColumns())
-	if err != nil {
-		return false, err
-	}
-	if len(items) > int(req.GetItems()) {
-		return false, fmt.Errorf("invalid response from the replay: %w: %d items instead of %d", ring.ErrBatch, len(items), req.GetItems())
-	}
-	if len(items) == 0 {
-		return res.GetBlocked() != nil, nil
-	}
-	return res.GetBlocked() != nil, s.copyRows(ctx, b, items)
-}
-
-// copyRows adds items to a batch, but for those of which a row was overwritten.
-func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*replayv1.SampledItem) error {
+// copyRows adds pending items to a batch, but for those of which a row was overwritten.
+func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], n int) error {
+	before, first := b.Len(), s.pending
 	length := max(b.Length, s.options.length)
-	for _, it := range items {
-		n := rowsIn(it.GetRuns())
-		if s.options.length > 0 && n > s.options.length {
-			b.returned += uint32(len(items))                     //nolint:gosec // at most maxSampledItems
-			return longItem(uint64(n), uint64(s.options.length)) //nolint:gosec // positive
+	b.Info = slices.Grow(b.Info, n)
+	for range n {
+		info, err := s.pending.next(b.ring, s.config.Name, s.typed.client.layout.Capacity)
+		if rows := info.Key.rows; err == nil && s.options.length > 0 && rows > s.options.length {
+			err = longItem(uint64(rows), uint64(s.options.length)) //nolint:gosec // positive
 		}
-		length = max(length, n)
+		if err != nil {
+			return s.giveUp(b, before, first, err)
+		}
+		length = max(length, info.Key.rows)
+		b.Info = append(b.Info, info)
 	}
-	sequences := make([]uint64, 0, length*len(items))
-	for i, it := range items {
-		sequences = appendRuns(sequences, it.GetRuns())
+	sequences := make([]uint64, 0, length*n)
+	firsts, lengths := first.columns.GetFirsts()[first.run:], first.columns.GetLengths()[first.run:]
+	for i, run := 0, 0; i < n; i++ {
+		for rows := b.Info[before+i].Key.rows; rows > 0; run++ {
+			sequences = appendRun(sequences, firsts[run], lengths[run])
+			rows -= int(lengths[run])
+		}
 		for len(sequences) < length*(i+1) {
 			sequences = append(sequences, ring.NoRow)
 		}
 	}
 	into := b.rows
-	if b.Len() > 0 {
+	if before > 0 {
 		if s.apart == nil {
 			apart, err := s.typed.client.NewBatch(0)
 			if err != nil {
@@ -427,25 +481,25 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*
 	}
 	lost, err := s.head.at(ctx, b.ring, sequences, into)
 	if err != nil {
-		b.returned += uint32(len(items)) //nolint:gosec // at most maxSampledItems
-		return err
+		return s.giveUp(b, before, first, err)
 	}
-	gone := make([]bool, len(items))
+	gone := make([]bool, n)
 	for _, i := range lost {
 		gone[i/length] = true
 	}
 	kept := 0
-	for i, it := range items {
+	for i := range n {
 		if gone[i] {
-			b.returned++
+			s.returned++
 			b.Replaced++
 			continue
 		}
 		moveRows(into, kept*length, i*length, length)
 		copy(sequences[kept*length:], sequences[i*length:(i+1)*length])
-		b.Info = append(b.Info, infoOf(b.ring, s.config.Name, it))
+		b.Info[before+kept] = b.Info[before+i]
 		kept++
 	}
+	b.Info = b.Info[:before+kept]
 	if err := into.Resize(kept * length); err != nil {
 		return err
 	}
@@ -454,10 +508,18 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], items []*
 		b.Length = length
 		return nil
 	}
-	if err := b.lengthen(length, len(b.Info)-kept); err != nil {
+	if err := b.lengthen(length, before); err != nil {
 		return err
 	}
 	return b.rows.AppendRows(into)
+}
+
+// giveUp returns the items from first on to the limiter, after an error. The batch keeps those
+// before.
+func (s *Sampler[C]) giveUp(b *SampledBatch[C], before int, first sampledItems, err error) error {
+	b.Info, s.pending = b.Info[:before], sampledItems{}
+	s.returned += uint32(first.left()) //nolint:gosec // at most maxSampledItems
+	return err
 }
 
 // moveRows copies n rows of a batch to other places of it.
@@ -523,13 +585,6 @@ func (b *SampledBatch[C]) finish(t *Typed[C]) error {
 		b.bytes[i] = all.Bytes(i)
 	}
 	return t.row.View(&b.Columns, all.Rows(), b.bytes)
-}
-
-func infoOf(id, table string, it *replayv1.SampledItem) ItemInfo {
-	return ItemInfo{
-		Key: keyOf(id, table, it.GetKey(), it.GetRuns()), Probability: it.GetProbability(), Weight: it.GetWeight(), Priority: it.GetPriority(),
-		Sampled: it.GetSampled(), TableSize: it.GetTableSize(), Age: time.Duration(it.GetAgeNs()), Held: it.GetHeld(), //nolint:gosec // since the node began
-	}
 }
 
 // Update changes the priorities of items, and returns how many of these have left the table, or

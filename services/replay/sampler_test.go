@@ -2,6 +2,7 @@ package replay
 
 import (
 	"context"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -185,11 +186,12 @@ func (b *busy) Draw(ctx context.Context, stream replayv1raylink.ReplayDrawServer
 }
 
 func TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced(t *testing.T) {
-	for _, way := range []string{"mapped", "remote"} {
+	for _, way := range []string{"mapped", "remote", "mapped, ahead", "remote, ahead"} {
 		t.Run(way, func(t *testing.T) {
+			where, ahead, _ := strings.Cut(way, ", ")
 			config := testConfig(20)
 			config.Columns, config.Tables = pointRow().Columns(), []*replayv1.TableConfig{Table("t", Uniform(), SamplesPerInsert(1000, 1, 100_000))}
-			n := &busy{node: testNode(t, config), remote: way == "remote", unary: true}
+			n := &busy{node: testNode(t, config), remote: where == "remote", unary: true}
 			p, err := As(open(t, n), pointRow())
 			require.NoError(t, err)
 			w := itemWriter(t, p, History(4))
@@ -199,23 +201,27 @@ func TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced(t *testing.T) {
 					writeItems(t, w, "t", 20, 4, 4) // over the first four items, with longer ones
 				}
 			}
-			s := itemSampler(t, p, "t", BatchOf(200))
-			b, err := s.Next(t.Context())
-			require.NoError(t, err)
-			checkSampled(t, b, 200)
-			require.Positive(t, b.Replaced)
-			require.Equal(t, 4, b.Length)
-			for _, info := range b.Info {
-				require.GreaterOrEqual(t, info.Sequences[0], uint64(8))
+			s := itemSampler(t, p, "t", BatchOf(200), Prefetch(len(ahead)))
+			replaced, returned := 0, func() uint64 {
+				inspected, err := n.Inspect(t.Context(), &replayv1.InspectRequest{})
+				require.NoError(t, err)
+				return inspected.GetTables()[0].GetReturned()
 			}
-			replaced := b.Replaced
-			b, err = s.Next(t.Context())
-			require.NoError(t, err)
-			checkSampled(t, b, 200)
-			require.Zero(t, b.Replaced)
-			inspected, err := n.Inspect(t.Context(), &replayv1.InspectRequest{})
-			require.NoError(t, err)
-			require.Equal(t, uint64(replaced), inspected.GetTables()[0].GetReturned(), "they do not count for the limiter")
+			for i := range 6 {
+				b, err := s.Next(t.Context())
+				require.NoError(t, err)
+				checkSampled(t, b, 200)
+				require.Equal(t, i == 0 || i == 1 && ahead != "", b.Replaced > 0, "batch %d: only those of the first call", i)
+				replaced += b.Replaced
+				if ahead == "" || i > 0 { // the first call has more items than the first batch
+					require.Equal(t, 4, b.Length)
+				}
+				for _, info := range b.Info {
+					require.GreaterOrEqual(t, info.Sequences[0], uint64(8))
+				}
+			}
+			require.Eventually(t, func() bool { return returned() == uint64(replaced) }, 20*time.Second, time.Millisecond,
+				"they do not count for the limiter")
 		})
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"math"
 	"slices"
 	"sync"
-	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -386,29 +385,20 @@ func (g *gathering[C]) announce(c *replayv1.SampledColumns, has uint64) error {
 	options, capacity := g.sampler.options, g.sampler.typed.client.layout.Capacity
 	g.announced, g.lengths = c, g.lengths[:0]
 	b.Info = slices.Grow(b.Info, n)
-	runs, firsts, lengths := 1, c.GetFirsts(), c.GetLengths()
-	for i, key := range c.GetKeys() {
-		if len(c.GetRuns()) > 0 {
-			runs = int(c.GetRuns()[i])
-		}
-		rows, err := rowsOfRuns(firsts[:runs], lengths[:runs], capacity)
+	for items := (sampledItems{columns: c}); items.left() > 0; {
+		info, err := items.next(g.ring, g.sampler.config.Name, capacity)
 		if err != nil {
 			return err
 		}
+		rows := info.Key.rows
 		if options.length > 0 && rows > options.length {
 			return longItem(uint64(rows), uint64(options.length)) //nolint:gosec // positive
 		}
-		firsts, lengths = firsts[runs:], lengths[runs:]
 		g.lengths = append(g.lengths, rows)
 		if g.missing += rows; n > 1 && uint64(g.missing) > has { //nolint:gosec // positive
 			return fmt.Errorf("%w: %d items with %d rows", ring.ErrBatch, n, has)
 		}
-		b.Info = append(b.Info, ItemInfo{
-			Key:         Key{ring: g.ring, table: g.sampler.config.Name, number: key, rows: rows},
-			Probability: at(c.GetProbabilities(), i), Weight: at(c.GetWeights(), i), Priority: at(c.GetPriorities(), i),
-			Sampled: at(c.GetSampled(), i), TableSize: at(c.GetTableSizes(), i),
-			Age: time.Duration(at(c.GetAgesNs(), i)), Held: at(c.GetHeld(), i), //nolint:gosec // since the node began
-		})
+		b.Info = append(b.Info, info)
 	}
 	return nil
 }

@@ -1,0 +1,62 @@
+package replay
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+)
+
+func TestSamplersDrawAsManyBatchesAheadAsTheyShould(t *testing.T) {
+	const batch = 3
+	for _, prefetch := range []int{1, 2, 3, 5} {
+		itemsBothWays(t, 100, []*replayv1.TableConfig{Table("t", Uniform())}, func(t *testing.T, p *Typed[pointColumns], node *replayv1raylink.Replay) {
+			writeItems(t, itemWriter(t, p, History(1)), "t", 0, 1, 1, 1)
+			s := itemSampler(t, p, "t", BatchOf(batch), Prefetch(prefetch))
+			drawn := func() uint64 {
+				res, err := node.Inspect(t.Context(), &replayv1.InspectRequest{})
+				require.NoError(t, err)
+				return res.GetTables()[0].GetSampled()
+			}
+			for taken := 1; taken <= 20; taken++ {
+				b, err := s.Next(t.Context())
+				require.NoError(t, err)
+				checkSampled(t, b, batch)
+				most := uint64((taken + prefetch) * batch)
+				require.LessOrEqual(t, drawn(), most)
+				if taken%4 == 0 {
+					require.Eventually(t, func() bool { return drawn() == most }, 20*time.Second, time.Millisecond)
+				}
+			}
+		})
+	}
+}
+
+// TestBatchesDoNotWaitForThoseBehindThem has a limiter that lets one batch pass at a time, in spite
+// of what is drawn ahead.
+func TestBatchesDoNotWaitForThoseBehindThem(t *testing.T) {
+	itemsBothWays(t, 100, []*replayv1.TableConfig{Table("queue", FIFO(), Queue(64))}, func(t *testing.T, p *Typed[pointColumns], _ *replayv1raylink.Replay) {
+		w, s := itemWriter(t, p, History(1)), itemSampler(t, p, "queue", BatchOf(3), Prefetch(4))
+		written := int64(0)
+		write := func(n int) {
+			for range n {
+				writeItems(t, w, "queue", written, 1)
+				written++
+			}
+		}
+		write(1)
+		for first := int64(0); first < 30; first += 3 {
+			write(3)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			b, err := s.Next(ctx)
+			cancel()
+			require.NoError(t, err)
+			checkSampled(t, b, 3)
+			require.Equal(t, []int64{first, first + 1, first + 2}, b.Columns.N)
+		}
+	})
+}
