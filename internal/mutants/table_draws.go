@@ -16,7 +16,7 @@ func ofDraws() []Mutant {
 		{
 			Name: "replay/prefetched-batches-have-fewer-draws",
 			Edit: Edit{
-				File: "services/replay/ahead.go", Func: "Sampler.drawAhead",
+				File: "services/replay/draw.go", Func: "Sampler.drawAhead",
 				Original: "b, err = s.fill(ctx)",
 				Mutated:  "b, err = s.fill(ctx); if b != nil && len(b.Info) > 9 { b.Info[8] = b.Info[9] }",
 			},
@@ -24,18 +24,18 @@ func ofDraws() []Mutant {
 		},
 		{
 			Name: "replay/any-number-of-batches-is-drawn-ahead",
-			Edit: Edit{File: "services/replay/ahead.go", Func: "Sampler.drawAhead", Original: "a.owed -= s.options.batch", Mutated: "_ = a"},
+			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.drawAhead", Original: "a.owed -= s.options.batch", Mutated: "_ = a"},
 			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
 		},
 		{
 			Name: "replay/batches-wait-for-those-behind-them",
-			Edit: Edit{File: "services/replay/ahead.go", Func: "drawingAhead.due", Original: "return missing", Mutated: "return left"},
+			Edit: Edit{File: "services/replay/draw.go", Func: "drawingAhead.due", Original: "return missing", Mutated: "return left"},
 			Test: "TestBatchesDoNotWaitForThoseBehindThem",
 		},
 		{
 			Name: "replay/items-drawn-ahead-are-drawn-again",
 			Edit: Edit{
-				File: "services/replay/ahead.go", Func: "drawingAhead.due",
+				File: "services/replay/draw.go", Func: "drawingAhead.due",
 				Original: "a.owed - (batch - missing) - pending", Mutated: "a.owed - (batch - missing)",
 			},
 			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
@@ -51,7 +51,7 @@ func ofDraws() []Mutant {
 		{
 			Name: "replay/longer-items-are-cut-off",
 			Edit: Edit{
-				File: "services/replay/sampler.go", Func: "Sampler.copyRows",
+				File: "services/replay/draw.go", Func: "Sampler.copyRows",
 				Original: "err == nil && s.options.length > 0 && rows > s.options.length", Mutated: "rows < 0",
 			},
 			Test: "TestBatchesOfALengthHaveTheSameShape",

@@ -7,6 +7,7 @@ func ofFeeds() []Mutant { //nolint:funlen // a table
 	const (
 		node   = "services/replay/streamfeed.go"
 		writer = "services/replay/streamwriter.go"
+		outbox = "services/replay/outbox.go"
 		update = "services/replay/update.go"
 	)
 	rows := []struct{ name, file, function, original, mutated, test string }{
@@ -61,19 +62,19 @@ func ofFeeds() []Mutant { //nolint:funlen // a table
 			"TestInvalidResponsesEndTheStream",
 		},
 		{"writers-with-rows-begin-anew", writer, "outbox.open", "o.tail != nil || o.pending()", "false", "TestWritersGoOnAfterManyCuts"},
-		{"windows-are-not-looked-at", writer, "outbox.fits", "used+size <= o.options.window", "true", "TestWindowBoundsWhatIsNotConfirmed"},
+		{"windows-are-not-looked-at", outbox, "outbox.fits", "used+size <= o.options.window", "true", "TestWindowBoundsWhatIsNotConfirmed"},
 		{
-			"messages-exceed-the-window", writer, "outbox.reserve", "max(c.rows+n, (o.options.window-o.bytes)/max(1, o.shape.row))", "c.room",
+			"messages-exceed-the-window", outbox, "outbox.reserve", "max(c.rows+n, (o.options.window-o.bytes)/max(1, o.shape.row))", "c.room",
 			"TestWindowBoundsWhatIsNotConfirmed",
 		},
-		{"items-are-not-bounded", writer, "outbox.item", "len(q.items) < most", "len(q.items) < most+1<<20", "TestWindowBoundsWhatIsNotConfirmed"},
+		{"items-are-not-bounded", outbox, "outbox.item", "len(q.items) < most", "len(q.items) < most+1<<20", "TestWindowBoundsWhatIsNotConfirmed"},
 		{
-			"rows-are-sent-while-they-are-filled", writer, "outbox.takeTail", "o.state.Or(taken)&filling != 0", "false",
+			"rows-are-sent-while-they-are-filled", outbox, "outbox.takeTail", "o.state.Or(taken)&filling != 0", "false",
 			"TestRowsThatAreBeingFilledAreNotSent",
 		},
-		{"filled-rows-wait-for-the-next-call", writer, "outbox.release", "o.poke()", "_ = wanted", "TestRowsThatAreBeingFilledAreNotSent"},
+		{"filled-rows-wait-for-the-next-call", outbox, "outbox.release", "o.poke()", "_ = wanted", "TestRowsThatAreBeingFilledAreNotSent"},
 		{"writers-do-not-look-at-a-lost-stream", writer, "outbox.run", "o.state.Or(taken)", "_ = taken", "TestNextWriteReportsALostStream"},
-		{"rows-of-closed-clients-are-taken", writer, "outbox.commit", "o.dead != nil", "false", "TestTypedCallsOfClosedClient"},
+		{"rows-of-closed-clients-are-taken", outbox, "outbox.commit", "o.dead != nil", "false", "TestTypedCallsOfClosedClient"},
 
 		{"each-update-is-a-call", update, "updates.update", "!busy", "!busy || true", "TestUpdatesAtTheSameTimeShareCalls"},
 		{"parts-do-not-fail-alone", update, "updateParts", "errors.Is(err, ErrPriority)", "false", "TestUpdatesAtTheSameTimeShareCalls"},

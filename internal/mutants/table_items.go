@@ -3,10 +3,11 @@ package mutants
 // ofItems returns the mutants of items as writers create them and samplers read them.
 func ofItems() []Mutant {
 	const (
-		at   = "services/replay/ring/at.go"
-		item = "services/replay/item.go"
+		at    = "services/replay/ring/at.go"
+		item  = "services/replay/item.go"
+		queue = "services/replay/itemqueue.go"
 
-		sampler = "services/replay/sampler.go"
+		draw = "services/replay/draw.go"
 	)
 	return []Mutant{
 		{
@@ -31,17 +32,17 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/unconfirmed-items-are-not-bounded",
-			Edit: Edit{File: item, Func: "itemQueue.add", Original: "q.most-1", Mutated: "1<<30"},
+			Edit: Edit{File: queue, Func: "itemQueue.add", Original: "q.most-1", Mutated: "1<<30"},
 			Test: "TestItemWaitsWhileTooManyAreUnconfirmed",
 		},
 		{
 			Name: "replay/lost-items-are-not-reported",
-			Edit: Edit{File: item, Func: "itemQueue.taken", Original: "q.failure == nil", Mutated: "true"},
+			Edit: Edit{File: queue, Func: "itemQueue.taken", Original: "q.failure == nil", Mutated: "true"},
 			Test: "TestUnconfirmedItemsAreReportedOnceTheNodeHasEnded",
 		},
 		{
 			Name: "replay/waiting-calls-ignore-the-nodes-death",
-			Edit: Edit{File: item, Func: "Client.whileServed", Original: "err == nil && orphaned", Mutated: "err == nil && orphaned && false"},
+			Edit: Edit{File: "services/replay/call.go", Func: "Client.whileServed", Original: "err == nil && orphaned", Mutated: "err == nil && orphaned && false"},
 			Test: "TestCallsEndWithTheProcessOfTheNode",
 		},
 		{
@@ -51,22 +52,22 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/overwritten-items-are-not-replaced",
-			Edit: Edit{File: sampler, Func: "Sampler.copyRows", Original: "gone[i/length] = true", Mutated: "_ = i"},
+			Edit: Edit{File: draw, Func: "Sampler.copyRows", Original: "gone[i/length] = true", Mutated: "_ = i"},
 			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
 		},
 		{
 			Name: "replay/replaced-items-count-for-the-limiter",
-			Edit: Edit{File: sampler, Func: "Sampler.copyRows", Original: "s.returned++", Mutated: "_ = s.returned"},
+			Edit: Edit{File: draw, Func: "Sampler.copyRows", Original: "s.returned++", Mutated: "_ = s.returned"},
 			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
 		},
 		{
 			Name: "replay/shorter-items-move-when-a-longer-one-comes",
-			Edit: Edit{File: sampler, Func: "SampledBatch.lengthen", Original: "length == b.Length", Mutated: "true"},
+			Edit: Edit{File: "services/replay/sampledbatch.go", Func: "SampledBatch.lengthen", Original: "length == b.Length", Mutated: "true"},
 			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
 		},
 		{
 			Name: "replay/interrupted-draws-are-lost",
-			Edit: Edit{File: sampler, Func: "Sampler.fill", Original: "s.unfinished = b", Mutated: "_ = b"},
+			Edit: Edit{File: draw, Func: "Sampler.fill", Original: "s.unfinished = b", Mutated: "_ = b"},
 			Test: "TestNextSaysWhatItWaitsForAndGoesOn",
 		},
 		{

@@ -25,7 +25,7 @@ func ofPublicTables() []Mutant {
 			File: replay + "internal/table/table.go", Func: "Table.SetLimiter", Original: "newLimit(l, t.size)", Mutated: "limit{Limiter: l}",
 		}),
 		model("callers-have-no-names", Edit{
-			File: replay + "item.go", Func: "itemQueue.send", Original: "Caller: q.caller", Mutated: "Caller: q.config.Name",
+			File: replay + "itemqueue.go", Func: "itemQueue.send", Original: "Caller: q.caller", Mutated: "Caller: q.config.Name",
 		}),
 		{
 			Name: "replay/overwritten-items-do-not-count-towards-the-minimum",

@@ -31,7 +31,7 @@ func ofKilledReplays() []Mutant {
 			prints: `foreign row|another generation|instead of`,
 		},
 		{
-			name: "items-lack-rows", file: service + "sampler.go", function: "Sampler.copyRows",
+			name: "items-lack-rows", file: service + "draw.go", function: "Sampler.copyRows",
 			original: "gone[i/length] = true", mutated: "_ = i", prints: `a row is missing`,
 		},
 		{
@@ -71,7 +71,7 @@ func ofKilledReplays() []Mutant {
 			prints:   `hang`, args: []string{"-rows=200000", "-stuck=5s"},
 		},
 		{
-			name: "samplers-wait-for-a-dead-node", file: service + "sampler.go", function: "Sampler.draw",
+			name: "samplers-wait-for-a-dead-node", file: service + "draw.go", function: "Sampler.draw",
 			original: "s.request(ctx, s.missing(), blocked)); err != nil {",
 			mutated:  "s.request(ctx, s.missing(), blocked)); err != nil { if ctx.Err() == nil { continue }",
 			prints:   `get no errors within a second`, args: []string{"-rows=2000", "-kills=1"},
@@ -168,7 +168,7 @@ func ofKilledFiles() []Mutant {
 		{
 			Name: "replay/files/calls-outlast-their-context-while-the-node-is-stopped",
 			Edit: Edit{
-				File: service + "item.go", Func: "itemQueue.wait", Original: "return q.interrupted(ctx.Err(), begin)",
+				File: service + "itemqueue.go", Func: "itemQueue.wait", Original: "return q.interrupted(ctx.Err(), begin)",
 				Mutated: "<-changed",
 			},
 			Test: "TestStoppedNodeKeepsItsFile", Package: "internal/replaytest", Prints: `hang`, Timeout: limit,

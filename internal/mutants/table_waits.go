@@ -5,17 +5,17 @@ func ofWaits() []Mutant {
 	return []Mutant{
 		{
 			Name: "replay/waiting-items-lose-their-place",
-			Edit: Edit{File: "services/replay/item.go", Func: "itemQueue.send", Original: "math.MaxUint32", Mutated: "math.MaxUint32 >> 22"},
+			Edit: Edit{File: "services/replay/itemqueue.go", Func: "itemQueue.send", Original: "math.MaxUint32", Mutated: "math.MaxUint32 >> 22"},
 			Test: "TestWaitingItemsKeepTheirPlace",
 		},
 		{
 			Name: "replay/waiting-samplers-lose-their-place",
-			Edit: Edit{File: "services/replay/sampler.go", Func: "Sampler.request", Original: "math.MaxUint32, newCall()", Mutated: "1000, newCall()"},
+			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.request", Original: "math.MaxUint32, newCall()", Mutated: "1000, newCall()"},
 			Test: "TestWaitingSamplersKeepTheirPlace",
 		},
 		{
 			Name: "replay/errors-say-what-was-waited-for-at-first",
-			Edit: Edit{File: "services/replay/item.go", Func: "Client.waitingFor", Original: "call != 0", Mutated: "call == 0"},
+			Edit: Edit{File: "services/replay/call.go", Func: "Client.waitingFor", Original: "call != 0", Mutated: "call == 0"},
 			Test: "TestErrorsSayWhatIsWaitedForNow",
 		},
 		{

@@ -144,21 +144,6 @@ func (ch *change) find(ctx context.Context) (bool, error) {
 	return slices.Contains(ch.stale, false), nil
 }
 
-// appendRuns appends the numbers of runs.
-func appendRuns(sequences []uint64, runs []*replayv1.Run) []uint64 {
-	for _, r := range runs {
-		sequences = appendRun(sequences, r.GetFirst(), r.GetLength())
-	}
-	return sequences
-}
-
-func appendRun(sequences []uint64, first uint64, length uint32) []uint64 {
-	for k := range uint64(length) {
-		sequences = append(sequences, first+k)
-	}
-	return sequences
-}
-
 // read returns copies of the rows. Those of stale items are zero.
 func (ch *change) read(ctx context.Context) (*Batch, error) {
 	rows, err := ch.client.NewBatch(0)

@@ -542,23 +542,3 @@ func (g *gathering[C]) finish() error {
 	}
 	return b.finish(g.sampler.typed)
 }
-
-// rowsOfRuns returns how many rows the runs of an item have: at least one, and at most a number, in
-// increasing order.
-func rowsOfRuns(firsts []uint64, lengths []uint32, most uint64) (int, error) {
-	var n, next uint64
-	for i, first := range firsts {
-		length := uint64(lengths[i])
-		if length == 0 || first < next || first+length < first {
-			return 0, fmt.Errorf("%w: an item has %d rows from number %d on", ring.ErrBatch, length, first)
-		}
-		next = first + length
-		if n += length; n > most {
-			return 0, fmt.Errorf("%w: an item of more than %d rows", ring.ErrBatch, most)
-		}
-	}
-	if n == 0 {
-		return 0, fmt.Errorf("%w: an item without rows", ring.ErrBatch)
-	}
-	return int(n), nil
-}

@@ -174,11 +174,3 @@ func (c *Client) SetLimiter(ctx context.Context, tableName string, limiter Limit
 	}
 	return nil
 }
-
-// callable returns why a client can't make a call of the node, or nil.
-func (c *Client) callable(ctx context.Context) error {
-	if err := c.opened(); err != nil {
-		return err
-	}
-	return ctx.Err() //nolint:wrapcheck // the caller adds the operation
-}

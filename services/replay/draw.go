@@ -1,0 +1,303 @@
+package replay
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// fetch draws one batch, or ahead.
+func (s *Sampler[C]) fetch(context.Context) {
+	defer s.fetcher.Done()
+	next := fetched[C]{last: true}
+	if s.options.prefetch == 0 {
+		next.batch, next.err = s.draw(s.ctx, true)
+	} else {
+		next.batch, next.err = s.drawAhead()
+	}
+	select {
+	case s.fetched <- next:
+	case <-s.ctx.Done():
+	}
+}
+
+// draw draws a full batch, or goes on with an unfinished one. It returns none if the limiter blocks
+// it and it should not wait.
+func (s *Sampler[C]) draw(ctx context.Context, wait bool) (*SampledBatch[C], error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	for blocked := false; ; {
+		if b, err := s.fill(ctx); b != nil || err != nil {
+			return b, err
+		}
+		if blocked && !wait {
+			return nil, nil //nolint:nilnil // neither a batch nor an error
+		}
+		// The first call finds out that the limiter waits, and for what. The next one waits.
+		var err error
+		if blocked, err = s.response(ctx, s.request(ctx, s.missing(), blocked)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// missing returns how many items the unfinished batch lacks.
+func (s *Sampler[C]) missing() int {
+	if s.unfinished == nil {
+		return s.options.batch
+	}
+	return s.options.batch - s.unfinished.Len()
+}
+
+// itemsCall is a call of the node that draws a number of items.
+type itemsCall struct {
+	future *runtime.Future[*replayv1.SampleItemsResponse]
+	items  int
+}
+
+// request asks the node for items. If the limiter blocks some of them, the node waits, or returns
+// fewer.
+func (s *Sampler[C]) request(ctx context.Context, items int, wait bool) *itemsCall {
+	req := &replayv1.SampleItemsRequest{
+		Table: s.config.Name, Beta: s.options.beta, Caller: s.options.caller,
+		Items: uint32(items), Returned: s.returned, Columns: true, RingId: s.ring, //nolint:gosec // at most maxSampledItems
+	}
+	if wait {
+		req.WaitMs, req.Call = math.MaxUint32, newCall()
+	}
+	s.call.Store(req.GetCall())
+	s.returned = 0
+	return &itemsCall{s.typed.client.Handle().SampleItemsAsync(ctx, req), items}
+}
+
+// response waits for the response to a request, and keeps the items. It reports whether the limiter
+// has blocked some of them.
+func (s *Sampler[C]) response(ctx context.Context, call *itemsCall) (blocked bool, err error) {
+	defer call.future.Cancel()
+	var res *replayv1.SampleItemsResponse
+	get := func(ctx context.Context) (err error) {
+		res, err = call.future.Get(ctx)
+		return err
+	}
+	select {
+	case <-call.future.Done():
+		err = ringError(get(ctx))
+	default:
+		err = s.typed.client.whileServed(ctx, get)
+	}
+	if err != nil {
+		return false, err
+	}
+	s.blocked.Store(nil)
+	if res.GetBlocked() != nil {
+		text := res.GetBlocked().GetText()
+		s.blocked.Store(&text)
+	}
+	items, err := sampledItemsIn(res.GetColumns())
+	if err != nil {
+		return false, err
+	}
+	if items.left() > call.items {
+		return false, fmt.Errorf("invalid response from the replay: %w: %d items instead of %d", ring.ErrBatch, items.left(), call.items)
+	}
+	if s.ring != res.GetRingId() {
+		s.ring, s.returned = res.GetRingId(), 0 // the replay was restarted
+	}
+	s.pending = items
+	return res.GetBlocked() != nil, nil
+}
+
+// fill adds pending items to the unfinished batch, which it returns once that is full.
+func (s *Sampler[C]) fill(ctx context.Context) (*SampledBatch[C], error) {
+	if s.pending.left() == 0 {
+		return nil, nil //nolint:nilnil // as said
+	}
+	b := s.unfinished
+	if b == nil {
+		var err error
+		if b, err = s.emptyBatch(""); err != nil {
+			return nil, err
+		}
+		s.unfinished = b
+	}
+	if s.ring != b.ring {
+		b.restart(s.ring) // also where the replay was restarted meanwhile
+	}
+	if err := s.copyRows(ctx, b, min(s.missing(), s.pending.left())); err != nil || s.missing() > 0 {
+		return nil, err
+	}
+	s.unfinished = nil
+	return b, b.finish(s.typed)
+}
+
+// copyRows adds pending items to a batch, but for those of which a row was overwritten.
+func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], n int) error {
+	before, first := b.Len(), s.pending
+	length := max(b.Length, s.options.length)
+	b.Info = slices.Grow(b.Info, n)
+	for range n {
+		info, err := s.pending.next(b.ring, s.config.Name, s.typed.client.layout.Capacity)
+		if rows := info.Key.rows; err == nil && s.options.length > 0 && rows > s.options.length {
+			err = longItem(uint64(rows), uint64(s.options.length)) //nolint:gosec // positive
+		}
+		if err != nil {
+			return s.giveUp(b, before, first, err)
+		}
+		length = max(length, info.Key.rows)
+		b.Info = append(b.Info, info)
+	}
+	sequences := make([]uint64, 0, length*n)
+	firsts, lengths := first.columns.GetFirsts()[first.run:], first.columns.GetLengths()[first.run:]
+	for i, run := 0, 0; i < n; i++ {
+		for rows := b.Info[before+i].Key.rows; rows > 0; run++ {
+			sequences = appendRun(sequences, firsts[run], lengths[run])
+			rows -= int(lengths[run])
+		}
+		for len(sequences) < length*(i+1) {
+			sequences = append(sequences, ring.NoRow)
+		}
+	}
+	into := b.rows
+	if before > 0 {
+		if s.apart == nil {
+			apart, err := s.typed.client.NewBatch(0)
+			if err != nil {
+				return err
+			}
+			s.apart = apart
+		}
+		into = s.apart
+	}
+	lost, err := s.head.at(ctx, b.ring, sequences, into)
+	if err != nil {
+		return s.giveUp(b, before, first, err)
+	}
+	gone := make([]bool, n)
+	for _, i := range lost {
+		gone[i/length] = true
+	}
+	kept := 0
+	for i := range n {
+		if gone[i] {
+			s.returned++
+			b.Replaced++
+			continue
+		}
+		moveRows(into, kept*length, i*length, length)
+		copy(sequences[kept*length:], sequences[i*length:(i+1)*length])
+		b.Info[before+kept] = b.Info[before+i]
+		kept++
+	}
+	b.Info = b.Info[:before+kept]
+	if err := into.Resize(kept * length); err != nil {
+		return err
+	}
+	into.SetSequences(sequences[:kept*length])
+	if into == b.rows {
+		b.Length = length
+		return nil
+	}
+	if err := b.lengthen(length, before); err != nil {
+		return err
+	}
+	return b.rows.AppendRows(into)
+}
+
+// giveUp returns the items from first on to the limiter, after an error. The batch keeps those
+// before.
+func (s *Sampler[C]) giveUp(b *SampledBatch[C], before int, first sampledItems, err error) error {
+	b.Info, s.pending = b.Info[:before], sampledItems{}
+	s.returned += uint32(first.left()) //nolint:gosec // at most maxSampledItems
+	return err
+}
+
+// drawAhead draws batches by calls until that fails, the sampler is closed, or the ring is not
+// mapped any more. It returns the last batch, or an error.
+//
+// While the rows of some batches are copied, the node draws the next ones. A call is for half of
+// what is drawn ahead, so that the two processes wake each other up once for several batches.
+// There is only one call at a time, because the node may answer concurrent ones in any order, and
+// a queue has one.
+func (s *Sampler[C]) drawAhead() (*SampledBatch[C], error) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	defer cancel()
+	for len(s.taken) > 0 {
+		<-s.taken
+	}
+	a := drawingAhead[C]{sampler: s, owed: s.options.prefetch * s.options.batch}
+	for {
+		for len(s.taken) > 0 {
+			a.take(<-s.taken)
+		}
+		if n := a.due(); n > 0 {
+			a.call = s.request(ctx, n, a.blocked)
+		}
+		var b *SampledBatch[C]
+		var err error
+		switch {
+		case s.pending.left() > 0:
+			b, err = s.fill(ctx)
+		case a.call != nil:
+			a.blocked, err = s.response(ctx, a.call)
+			a.call = nil
+		default:
+			select {
+			case taken := <-s.taken:
+				a.take(taken)
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			}
+		}
+		switch {
+		case err != nil:
+			return nil, err
+		case b == nil:
+		case !s.typed.client.Mapped() && !s.unary.Load():
+			return b, nil
+		default:
+			a.owed -= s.options.batch
+			s.fetched <- fetched[C]{batch: b} // there is room for all that Next has not taken
+		}
+	}
+}
+
+// drawingAhead says how many items are to be drawn.
+type drawingAhead[C any] struct {
+	sampler *Sampler[C]
+	// owed is the number of items in the batches that may be drawn ahead, and are not drawn yet.
+	owed int
+	// call is the current one. blocked means that the limiter blocked items of the last one.
+	call    *itemsCall
+	blocked bool
+}
+
+// take notes that Next has taken a batch.
+func (a *drawingAhead[C]) take(struct{}) { a.owed += a.sampler.options.batch }
+
+// due returns how many items to request now.
+func (a *drawingAhead[C]) due() int {
+	s := a.sampler
+	batch, missing, pending := s.options.batch, s.missing(), s.pending.left()
+	left := a.owed - (batch - missing) - pending
+	switch {
+	case a.call != nil || left <= 0:
+		return 0
+	case a.blocked:
+		if pending > 0 {
+			return 0
+		}
+		return missing // a batch does not wait for the one behind it
+	}
+	half := max(1, s.options.prefetch/2) * batch
+	if left < half && pending > 0 {
+		return 0
+	}
+	// left%batch items are missing in a batch that was drawn: they were overwritten.
+	return min(left, half+left%batch, maxSampledItems)
+}
