@@ -88,7 +88,7 @@ test-invariants: ## the checks that cost too much always (-tags invariants)
 # Many of these tests wait for a bound on time, so that more of them than processors run at once.
 .PHONY: test-mutants
 test-mutants: ## show that tests detect faults: the mutants of internal/mutants; make test-mutants MUTANTS=tunnel/
-	$(GO) test -count=1 -timeout=30m -parallel=4 -run='^TestMutants$$/$(MUTANTS)' -v ./internal/mutants -mutants
+	$(GO) test -count=1 -timeout=30m -parallel=5 -run='^TestMutants$$/$(MUTANTS)' -v ./internal/mutants -mutants
 
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes
@@ -183,8 +183,7 @@ ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory check-generate
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory cross
-	@if [ -n "$(CLIENTS)" ]; then $(MAKE) --no-print-directory test-clients; fi
-	@$(MAKE) --no-print-directory test-conformance
+	@$(MAKE) --no-print-directory -j2 -Otarget $(if $(CLIENTS),test-clients) test-conformance # both wait most of the time
 	@$(MAKE) --no-print-directory test-invariants
 	@$(MAKE) --no-print-directory test-mutants
 	@$(MAKE) --no-print-directory test-economy

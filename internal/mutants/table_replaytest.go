@@ -113,7 +113,7 @@ func ofKilledFiles() []Mutant {
 		return Mutant{
 			Name: "replay/files/" + name, Edit: e, Also: also, Prints: prints,
 			Test: "TestReplayWithFileSurvivesKills", Package: "internal/replaytest",
-			Args: []string{failFast, "-test.count=8", "-rows=20000", "-kills=2", "-stuck=20s"},
+			Args: []string{failFast, "-test.count=8", "-rows=20000", "-kills=2", "-stuck=10s"},
 		}
 	}
 	aged := func(name, prints string, e Edit) Mutant {
@@ -171,7 +171,7 @@ func ofKilledFiles() []Mutant {
 				File: service + "itemqueue.go", Func: "itemQueue.wait", Original: "return q.interrupted(ctx.Err(), begin)",
 				Mutated: "<-changed",
 			},
-			Test: "TestStoppedNodeKeepsItsFile", Package: "internal/replaytest", Prints: `hang`, Timeout: limit,
+			Test: "TestStoppedNodeKeepsItsFile", Package: "internal/replaytest", Prints: `hang`, Args: []string{"-stuck=10s"},
 		},
 	}
 }
