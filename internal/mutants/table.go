@@ -16,8 +16,8 @@ func All() []Mutant {
 		ofReplayCalls(), ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
-		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofPublicTables(), ofFeeds(),
-		ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
+		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofPublicTables(),
+		ofFeeds(), ofGateway(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
 	)
 }
 

@@ -257,7 +257,7 @@ func (g *Gateway) roundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	if r.ProtoMajor < 2 { // the clone has the caller's version
-		return g.one.RoundTrip(r)
+		return roundTripOne(g.one, r)
 	}
 	return g.two.RoundTrip(r)
 }

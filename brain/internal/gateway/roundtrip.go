@@ -1,0 +1,87 @@
+package gateway
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+)
+
+// roundTripOne is the RoundTrip of an HTTP/1 transport, except that the end of a request's context
+// does not fail another request.
+//
+// The transport makes a connection available to other requests just before it returns a response
+// without a body. If the context ends in between, it closes the connection, and the request that
+// uses it by then fails with "context canceled" (as in golang.org/issue/9496). So once a response
+// has begun, the transport gets to know the end of the context only after it has returned.
+func roundTripOne(transport http.RoundTripper, r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
+	e := &exchange{cancel: cancel, returned: make(chan struct{})}
+	context.AfterFunc(r.Context(), func() { e.end(context.Cause(r.Context())) })
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotFirstResponseByte: e.begin,
+		Got1xxResponse:       e.informational,
+	})
+	res, err := transport.RoundTrip(r.WithContext(ctx))
+	e.complete()
+	return res, err
+}
+
+// exchange is a request, and its response until the transport has returned it.
+type exchange struct {
+	cancel   context.CancelCauseFunc // of the transport's context
+	returned chan struct{}
+
+	mu sync.Mutex
+	// responding is set while the transport reads the header of a response.
+	responding bool
+	// cause is why the request's context has ended.
+	cause error
+}
+
+// begin is called by the goroutine that reads the response, before it makes the connection
+// available to others. If the context has ended, the connection is about to be closed: wait for
+// that, because a closed one is not made available.
+func (e *exchange) begin() {
+	e.mu.Lock()
+	ended := e.cause != nil
+	e.responding = !ended
+	e.mu.Unlock()
+	if ended {
+		<-e.returned
+	}
+}
+
+// informational is called after a response with a status below 200. Another one will follow, and
+// the context may end until then.
+func (e *exchange) informational(int, textproto.MIMEHeader) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.responding = false
+	if e.cause != nil {
+		e.cancel(e.cause)
+	}
+	return nil
+}
+
+// end is called when the request's context ends.
+func (e *exchange) end(cause error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.cause = cause
+	if !e.responding {
+		e.cancel(cause)
+	}
+}
+
+// complete is called when the transport has returned the response's header, or an error.
+func (e *exchange) complete() {
+	close(e.returned)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.responding = false
+	if e.cause != nil {
+		e.cancel(e.cause)
+	}
+}

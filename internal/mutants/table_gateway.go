@@ -1,0 +1,30 @@
+package mutants
+
+import "time"
+
+// ofGateway returns the mutants of what the gateway does for HTTP/1.
+func ofGateway() []Mutant {
+	const file = "brain/internal/gateway/roundtrip.go"
+	return []Mutant{
+		{
+			Name: "gateway/ends-of-requests-fail-others",
+			Edit: Edit{File: file, Func: "exchange.end", Original: "!e.responding", Mutated: "true"},
+			Test: "TestEndOfOneRequestDoesNotFailAnother",
+		},
+		{
+			Name: "gateway/connections-of-ended-requests-are-available",
+			Edit: Edit{File: file, Func: "exchange.begin", Original: "<-e.returned", Mutated: "_ = ended"},
+			Test: "TestResponseAfterTheEndWaits",
+		},
+		{
+			Name: "gateway/ends-during-early-responses-wait",
+			Edit: Edit{File: file, Func: "exchange.informational", Original: "e.responding = false", Mutated: "_ = e"},
+			Test: "TestEndOfARequestEndsItsConnection", Prints: `test timed out`, Timeout: 5 * time.Second,
+		},
+		{
+			Name: "gateway/ends-during-responses-are-forgotten",
+			Edit: Edit{File: file, Func: "exchange.complete", Original: "e.responding = false", Mutated: "_ = e"},
+			Test: "TestEndOfARequestEndsItsConnection", Prints: `test timed out`, Timeout: 5 * time.Second,
+		},
+	}
+}
