@@ -42,7 +42,10 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/waiting-calls-ignore-the-nodes-death",
-			Edit: Edit{File: "services/replay/call.go", Func: "Client.whileServed", Original: "err == nil && orphaned", Mutated: "err == nil && orphaned && false"},
+			Edit: Edit{
+				File: "services/replay/call.go", Func: "Client.whileServed",
+				Original: "err == nil && orphaned", Mutated: "err == nil && orphaned && false",
+			},
 			Test: "TestCallsEndWithTheProcessOfTheNode",
 		},
 		{
