@@ -49,7 +49,7 @@ func dialing(t *testing.T) (*http.Transport, chan *closing) {
 func get(ctx context.Context, t *testing.T, host *httptest.Server, path string) *http.Request {
 	t.Helper()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, host.URL+path, nil)
-	assert.NoError(t, err) //nolint:testifylint // it is called by other goroutines
+	assert.NoError(t, err)
 	return r
 }
 
