@@ -23,6 +23,11 @@ func ofDraws() []Mutant {
 			Test: "TestSamplersDrawWithTheirDistributions",
 		},
 		{
+			Name: "replay/items-are-not-given-back-after-a-failed-call",
+			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.response", Original: "s.returned += call.returned", Mutated: "_ = s"},
+			Test: "TestReplacedItemsAreGivenBackAfterAFailedCall",
+		},
+		{
 			Name: "replay/any-number-of-batches-is-drawn-ahead",
 			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.drawAhead", Original: "a.owed -= s.options.batch", Mutated: "_ = a"},
 			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,

@@ -55,10 +55,11 @@ func (s *Sampler[C]) missing() int {
 	return s.options.batch - s.unfinished.Len()
 }
 
-// itemsCall is a call of the node that draws a number of items.
+// itemsCall is a call of the node that draws a number of items, and gives others back.
 type itemsCall struct {
-	future *runtime.Future[*replayv1.SampleItemsResponse]
-	items  int
+	future   *runtime.Future[*replayv1.SampleItemsResponse]
+	items    int
+	returned uint32
 }
 
 // request asks the node for items. If the limiter blocks some of them, the node waits, or returns
@@ -73,7 +74,7 @@ func (s *Sampler[C]) request(ctx context.Context, items int, wait bool) *itemsCa
 	}
 	s.call.Store(req.GetCall())
 	s.returned = 0
-	return &itemsCall{s.typed.client.Handle().SampleItemsAsync(ctx, req), items}
+	return &itemsCall{s.typed.client.Handle().SampleItemsAsync(ctx, req), items, req.GetReturned()}
 }
 
 // response waits for the response to a request, and keeps the items. It reports whether the limiter
@@ -92,6 +93,7 @@ func (s *Sampler[C]) response(ctx context.Context, call *itemsCall) (blocked boo
 		err = s.typed.client.whileServed(ctx, get)
 	}
 	if err != nil {
+		s.returned += call.returned
 		return false, err
 	}
 	s.blocked.Store(nil)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/require"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
@@ -162,6 +163,8 @@ type busy struct {
 	unary     bool
 	draws     atomic.Int64
 	overwrite func(draw int64)
+	// refused is the call that fails, from 1.
+	refused, calls int64
 }
 
 func (b *busy) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
@@ -172,6 +175,9 @@ func (b *busy) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*re
 }
 
 func (b *busy) SampleItems(ctx context.Context, req *replayv1.SampleItemsRequest) (*replayv1.SampleItemsResponse, error) {
+	if b.calls++; b.calls == b.refused {
+		return nil, connect.NewError(connect.CodeUnavailable, "refused")
+	}
 	res, err := b.node.SampleItems(ctx, req)
 	b.overwrite(b.draws.Add(1))
 	return res, err
@@ -224,6 +230,32 @@ func TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced(t *testing.T) {
 				"they do not count for the limiter")
 		})
 	}
+}
+
+// TestReplacedItemsAreGivenBackAfterAFailedCall lets the call fail that gives them back.
+func TestReplacedItemsAreGivenBackAfterAFailedCall(t *testing.T) {
+	config := testConfig(20)
+	config.Columns, config.Tables = pointRow().Columns(), []*replayv1.TableConfig{Table("t", Uniform(), SamplesPerInsert(1000, 1, 100_000))}
+	n := &busy{node: testNode(t, config), refused: 2}
+	p, err := As(open(t, n), pointRow())
+	require.NoError(t, err)
+	w := itemWriter(t, p, History(4))
+	writeItems(t, w, "t", 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2)
+	n.overwrite = func(draw int64) {
+		if draw == 1 {
+			writeItems(t, w, "t", 20, 4, 4)
+		}
+	}
+	s := itemSampler(t, p, "t", BatchOf(200))
+	_, err = s.Next(t.Context())
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+	b, err := s.Next(t.Context())
+	require.NoError(t, err)
+	checkSampled(t, b, 200)
+	require.Positive(t, b.Replaced)
+	inspected, err := n.Inspect(t.Context(), &replayv1.InspectRequest{})
+	require.NoError(t, err)
+	require.Equal(t, uint64(b.Replaced), inspected.GetTables()[0].GetReturned())
 }
 
 func TestNextSaysWhatItWaitsForAndGoesOn(t *testing.T) {
