@@ -17,7 +17,7 @@ func ofStorageLog() []Mutant {
 			Name: "writelog/nothing-is-synced-by-the-timer",
 			Edit: Edit{File: room + "writelog.go", Func: "Log.syncNow", Original: "s.disk.syncDirty()", Mutated: "_ = s"},
 			Test: "TestLossOfPower", Args: notShrunk,
-			Prints: "durable writes are lost|had been stored|closing the log loses the ids|looks like damage|flaky test",
+			Prints: "durable writes are lost|had been stored|closing the log loses the ids|looks like damage",
 		},
 		{
 			Name: "writelog/syncs-are-too-rare",
@@ -25,12 +25,12 @@ func ofStorageLog() []Mutant {
 				File: room + "writelog.go", Func: "Log.syncInBackground",
 				Original: "timer.Reset(syncInterval)", Mutated: "timer.Reset(10 * syncInterval)",
 			},
-			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored|flaky test", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored", Args: notShrunk,
 		},
 		{
 			Name: "writelog/sync-mode-leaves-it-to-the-timer",
 			Edit: Edit{File: room + "session.go", Func: "Log.newSession", Original: "lazy: !l.opts.Sync", Mutated: "lazy: true"},
-			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored|flaky test", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored", Args: notShrunk,
 		},
 		{
 			Name: "writelog/closed-log-files-are-not-synced",
@@ -93,7 +93,7 @@ func ofStorageIDs() []Mutant {
 				File: room + "writelog.go", Func: "Log.reserve",
 				Original: "l.opts.Sync || last <= l.reserved.Load()", Mutated: "true",
 			},
-			Test: "TestLossOfPower", Prints: "ids would be given again|would resume|flaky test", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "ids would be given again|would resume", Args: notShrunk,
 		},
 		{
 			Name: "writelog/lost-ids-are-not-skipped",
@@ -101,12 +101,12 @@ func ofStorageIDs() []Mutant {
 				File: room + "watermark.go", Func: "marks.lost",
 				Original: "m.sameBoot(boot) ||", Mutated: "true ||",
 			},
-			Test: "TestLossOfPower", Prints: "ids would be given again|would resume|flaky test", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "ids would be given again|would resume", Args: notShrunk,
 		},
 		{
 			Name: "writelog/last-lost-id-is-known-again",
 			Edit: Edit{File: room + "watermark.go", Func: "marks.lost", Original: "m.reserved + 1", Mutated: "m.reserved"},
-			Test: "TestLossOfPower", Prints: "would resume|flaky test", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "would resume", Args: notShrunk,
 		},
 		{
 			Name: "writelog/skipped-ids-are-forgotten",
@@ -119,7 +119,7 @@ func ofStorageIDs() []Mutant {
 		{
 			Name: "writelog/closed-log-keeps-its-reservation",
 			Edit: Edit{File: room + "writelog.go", Func: "Log.finish", Original: "m.reserved = l.Last()", Mutated: "_ = m"},
-			Test: "TestLossOfPower", Prints: "closing the log loses the ids|flaky test", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "closing the log loses the ids", Args: notShrunk,
 		},
 		{
 			Name: "writelog/table-does-not-skip",

@@ -101,7 +101,7 @@ func TestLossOfPower(t *testing.T) {
 		var failed any // rapid's panics must not end the bubble
 		synctest.Test(t, func(*testing.T) {
 			defer func() { failed = recover() }()
-			losePower(rt)
+			losePower(rt, reported{rt, t})
 		})
 		if failed != nil {
 			panic(failed)
@@ -109,16 +109,34 @@ func TestLossOfPower(t *testing.T) {
 	})
 }
 
-func losePower(t *rapid.T) {
-	seed := rapid.Uint64().Draw(t, "seed")
+// reported is a test of rapid that says at once why it fails. The file system that loses power does
+// not lose the same each time, so the run that rapid repeats for its output may end in another way.
+type reported struct {
+	*rapid.T
+
+	test *testing.T
+}
+
+func (r reported) Errorf(format string, args ...any) {
+	r.test.Logf(format, args...)
+	r.T.Errorf(format, args...)
+}
+
+func (r reported) Fatalf(format string, args ...any) {
+	r.test.Logf(format, args...)
+	r.T.Fatalf(format, args...)
+}
+
+func losePower(rt *rapid.T, t reported) {
+	seed := rapid.Uint64().Draw(rt, "seed")
 	rng := rand.New(rand.NewPCG(seed, seed))
 	fs := vfs.NewCrashableMem()
 	var last, given uint64 // the last record, and the last id that may have been given
 	expected := map[uint64]string{}
-	for crashes := rapid.IntRange(1, 4).Draw(t, "crashes"); crashes > 0; crashes-- {
-		mode := rapid.Bool().Draw(t, "sync")
+	for crashes := rapid.IntRange(1, 4).Draw(rt, "crashes"); crashes > 0; crashes-- {
+		mode := rapid.Bool().Draw(rt, "sync")
 		found := make(map[uint64]string)
-		opts := Options{Dir: "data", FS: fs, Sync: mode, Logger: quiet, reserveAtOnce: rapid.SampledFrom([]uint64{1, 100, 1 << 24}).Draw(t, "reserve")}
+		opts := Options{Dir: "data", FS: fs, Sync: mode, Logger: quiet, reserveAtOnce: rapid.SampledFrom([]uint64{1, 100, 1 << 24}).Draw(rt, "reserve")}
 		l, err := Open(opts, func(r Record) error {
 			found[r.ID] = string(r.Change)
 			return nil
@@ -131,8 +149,8 @@ func losePower(t *rapid.T) {
 
 		durable := last
 		acknowledged := map[time.Time]uint64{}
-		for range rapid.IntRange(0, 40).Draw(t, "commits") {
-			n := rapid.SampledFrom([]uint64{1, 1, 1, 2, 2, 10, 10, 300, 2000}).Draw(t, "writes")
+		for range rapid.IntRange(0, 40).Draw(rt, "commits") {
+			n := rapid.SampledFrom([]uint64{1, 1, 1, 2, 2, 10, 10, 300, 2000}).Draw(rt, "writes")
 			require.NoError(t, commit(l, given+1, given+n))
 			for id := given + 1; id <= given+n; id++ {
 				expected[id] = change(id)
@@ -140,7 +158,7 @@ func losePower(t *rapid.T) {
 			given += n
 			last = given
 			acknowledged[time.Now()] = last
-			switch rapid.IntRange(0, 20).Draw(t, "then") {
+			switch rapid.IntRange(0, 20).Draw(rt, "then") {
 			case 0, 1, 2:
 				<-time.After(time.Duration(rng.Int64N(int64(80 * time.Millisecond))))
 			case 3:
@@ -149,7 +167,7 @@ func losePower(t *rapid.T) {
 			}
 		}
 		crashed := fs.CrashClone(vfs.CrashCloneCfg{
-			UnsyncedDataPercent: rapid.SampledFrom([]int{0, 30, 70, 100}).Draw(t, "kept"), RNG: rng,
+			UnsyncedDataPercent: rapid.SampledFrom([]int{0, 30, 70, 100}).Draw(rt, "kept"), RNG: rng,
 		})
 		for at, id := range acknowledged {
 			if mode || time.Since(at) >= 100*time.Millisecond {
@@ -157,7 +175,7 @@ func losePower(t *rapid.T) {
 			}
 		}
 		require.NoError(t, l.Close())
-		if rapid.IntRange(0, 3).Draw(t, "closed") == 0 { // not a loss of power
+		if rapid.IntRange(0, 3).Draw(rt, "closed") == 0 { // not a loss of power
 			fs = fs.CrashClone(vfs.CrashCloneCfg{})
 			l, _, err := reread(fs, mode)
 			require.NoError(t, err)
