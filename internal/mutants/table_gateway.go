@@ -12,6 +12,11 @@ func ofGateway() []Mutant {
 			Test: "TestEndOfOneRequestDoesNotFailAnother",
 		},
 		{
+			Name: "gateway/requests-do-not-wait-for-the-one-before",
+			Edit: Edit{File: file, Func: "exchange.use", Original: "<-before.returned", Mutated: "_ = before"},
+			Test: "TestEndOfOneRequestDoesNotFailAnother",
+		},
+		{
 			Name: "gateway/connections-of-ended-requests-are-available",
 			Edit: Edit{File: file, Func: "exchange.begin", Original: "<-e.returned", Mutated: "_ = ended"},
 			Test: "TestResponseAfterTheEndWaits",

@@ -92,12 +92,22 @@ func New(opts Options) *Gateway {
 }
 
 func (g *Gateway) transport(two bool) *http.Transport {
+	dial := g.dial
+	if !two {
+		dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := g.dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return &connection{Conn: conn}, nil // see roundTripOne
+		}
+	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(!two)
 	protocols.SetUnencryptedHTTP2(two)
 	return &http.Transport{
 		Protocols:           &protocols,
-		DialContext:         g.dial,
+		DialContext:         dial,
 		DisableCompression:  true, // compression is between the caller and the host
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     90 * time.Second,

@@ -2,30 +2,43 @@ package gateway
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
 	"sync"
+	"sync/atomic"
 )
 
 // roundTripOne is the RoundTrip of an HTTP/1 transport, except that the end of a request's context
 // does not fail another request.
 //
 // The transport makes a connection available to other requests just before it returns a response
-// without a body. If the context ends in between, it closes the connection, and the request that
-// uses it by then fails with "context canceled" (as in golang.org/issue/9496). So once a response
-// has begun, the transport gets to know the end of the context only after it has returned.
+// without a body, so that two requests have it for a moment. If the context of one of them ends
+// then, the transport closes the connection, and the other one fails with "context canceled" (as in
+// golang.org/issue/9496). So the next request waits until the one before has returned; and once a
+// response has begun, the transport gets to know the end of its request's context only after it has
+// returned. The transport's connections must be of the type [connection].
 func roundTripOne(transport http.RoundTripper, r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	e := &exchange{cancel: cancel, returned: make(chan struct{})}
 	context.AfterFunc(r.Context(), func() { e.end(context.Cause(r.Context())) })
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:              func(info httptrace.GotConnInfo) { e.use(info.Conn) },
 		GotFirstResponseByte: e.begin,
 		Got1xxResponse:       e.informational,
 	})
 	res, err := transport.RoundTrip(r.WithContext(ctx))
 	e.complete()
 	return res, err
+}
+
+// connection is one to a host.
+type connection struct {
+	net.Conn
+
+	// last is the last request that had it.
+	last atomic.Pointer[exchange]
 }
 
 // exchange is a request, and its response until the transport has returned it.
@@ -38,6 +51,15 @@ type exchange struct {
 	responding bool
 	// cause is why the request's context has ended.
 	cause error
+}
+
+// use is called when the request has a connection, before it is sent.
+func (e *exchange) use(conn net.Conn) {
+	if c, ok := conn.(*connection); ok {
+		if before := c.last.Swap(e); before != nil && before != e {
+			<-before.returned
+		}
+	}
 }
 
 // begin is called by the goroutine that reads the response, before it makes the connection

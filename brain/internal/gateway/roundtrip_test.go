@@ -33,66 +33,76 @@ func (c *closing) Close() error {
 }
 
 // dialing returns a transport, and its connections.
-func dialing(t *testing.T) (*http.Transport, chan *closing) {
+func dialing(t *testing.T) (*http.Transport, chan *connection) {
 	t.Helper()
-	dialed := make(chan *closing, 1<<16)
+	dialed := make(chan *connection, 1<<16)
 	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-		c := &closing{Conn: conn, closed: make(chan struct{})}
+		if err != nil {
+			return nil, err
+		}
+		c := &connection{Conn: &closing{Conn: conn, closed: make(chan struct{})}}
 		dialed <- c
-		return c, err
+		return c, nil
 	}}
 	t.Cleanup(transport.CloseIdleConnections)
 	return transport, dialed
 }
 
-func get(ctx context.Context, t *testing.T, host *httptest.Server, path string) *http.Request {
+func get(ctx context.Context, t *testing.T, host *httptest.Server) *http.Request {
 	t.Helper()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, host.URL+path, nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, host.URL, nil)
 	assert.NoError(t, err)
 	return r
 }
 
-// TestEndOfOneRequestDoesNotFailAnother ends a request's context at the moment at which the
-// transport has made its connection available, and has not returned the response.
+// TestEndOfOneRequestDoesNotFailAnother ends the context of one of two requests at the moment at
+// which both have the connection: the transport has made it available, and has not returned the
+// first response.
 func TestEndOfOneRequestDoesNotFailAnother(t *testing.T) {
-	arrived, proceed := make(chan struct{}), make(chan struct{})
-	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/second" {
-			close(arrived)
-			<-proceed
-			_, _ = io.WriteString(w, "answer")
-		}
-	}))
-	defer host.Close()
-	transport, dialed := dialing(t)
-
-	second := make(chan error, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{PutIdleConn: func(error) {
-		go func() {
-			res, err := roundTripOne(transport, get(t.Context(), t, host, "/second"))
-			if err == nil {
-				_, err = io.ReadAll(res.Body)
-				_ = res.Body.Close()
+	for _, ended := range []string{"the first", "the second"} {
+		t.Run(ended, func(t *testing.T) {
+			host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+			defer host.Close()
+			transport, dialed := dialing(t)
+			firstCtx, endFirst := context.WithCancel(t.Context())
+			defer endFirst()
+			secondCtx, endSecond := context.WithCancel(t.Context())
+			defer endSecond()
+			later, second := get(secondCtx, t, host), make(chan error, 1)
+			firstCtx = httptrace.WithClientTrace(firstCtx, &httptrace.ClientTrace{PutIdleConn: func(error) {
+				conn := <-dialed
+				before := conn.last.Load()
+				go func() {
+					res, err := roundTripOne(transport, later)
+					if err == nil {
+						err = res.Body.Close()
+					}
+					second <- err
+				}()
+				assert.Eventually(t, func() bool { return conn.last.Load() != before }, 20*time.Second, 100*time.Microsecond)
+				if ended == "the first" {
+					endFirst()
+				} else {
+					endSecond()
+				}
+				select { // what must not happen has that long
+				case <-conn.Conn.(*closing).closed:
+				case <-time.After(100 * time.Millisecond):
+				}
+			}})
+			res, err := roundTripOne(transport, get(firstCtx, t, host))
+			require.NoError(t, err)
+			require.NoError(t, res.Body.Close())
+			err = <-second
+			if ended == "the first" {
+				require.NoError(t, err)
+			} else if err != nil { // the response may have been quicker
+				require.ErrorIs(t, err, context.Canceled)
 			}
-			second <- err
-		}()
-		<-arrived
-		cancel()
-		select { // what must not happen has that long
-		case <-(<-dialed).closed:
-		case <-time.After(100 * time.Millisecond):
-		}
-		close(proceed)
-	}})
-	res, err := roundTripOne(transport, get(ctx, t, host, "/first"))
-	require.NoError(t, err)
-	require.NoError(t, res.Body.Close())
-	require.Equal(t, http.StatusOK, res.StatusCode)
-	require.NoError(t, <-second)
-	require.Empty(t, dialed, "the second request had another connection")
+			require.Empty(t, dialed, "the second request had another connection")
+		})
+	}
 }
 
 // TestEndOfARequestEndsItsConnection ends it before, during and after the response's header.
@@ -119,7 +129,7 @@ func TestEndOfARequestEndsItsConnection(t *testing.T) {
 				go cancel(io.ErrClosedPipe)
 				return nil
 			}})
-			res, err := roundTripOne(transport, get(traced, t, host, "/"))
+			res, err := roundTripOne(transport, get(traced, t, host))
 			if when == "in a body" {
 				require.NoError(t, err)
 				cancel(io.ErrClosedPipe)
@@ -127,7 +137,7 @@ func TestEndOfARequestEndsItsConnection(t *testing.T) {
 				_ = res.Body.Close()
 			}
 			require.ErrorIs(t, err, io.ErrClosedPipe)
-			<-(<-dialed).closed
+			<-(<-dialed).Conn.(*closing).closed
 		})
 	}
 }
@@ -170,7 +180,7 @@ func TestRequestsAreOnlyEndedByTheirOwnContexts(t *testing.T) {
 					time.AfterFunc(rand.N(2*took), cancel)
 				}
 				begin := time.Now()
-				res, err := roundTripOne(transport, get(ctx, t, host, "/"))
+				res, err := roundTripOne(transport, get(ctx, t, host))
 				if err == nil {
 					err = res.Body.Close()
 					took = (3*took + time.Since(begin)) / 4
