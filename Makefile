@@ -65,9 +65,9 @@ build: ## build the commands and examples into bin/
 # Runs a test command, and repeats at the end which tests failed.
 tested = echo "$(1)"; log=$$(mktemp); $(1) 2>&1 | tee "$$log" || { awk -f .ci/failures.awk "$$log"; rm "$$log"; exit 1; }; rm "$$log"
 
-# Packages that are tested here without the race detector: tests that read the source, and the
-# checkers of many processes, which test-soak runs with it.
-PLAIN := /internal/(prose|mutants|parametertest|storagetest|replaytest|soak)$$
+# Packages that are tested here without the race detector: tests that read the source, and those of
+# which test-soak runs all tests with it.
+PLAIN := /internal/(prose|mutants|replaytest|soak)$$
 
 .PHONY: test
 test: ## vet and run all tests that need only Go; with the race detector where a C compiler is found
@@ -143,8 +143,8 @@ check-generate: fresh ## fail where generated code is not what its schemas make 
 
 .PHONY: cross
 cross: ## build and vet for the platforms that this one is not
-	@echo "build and vet for darwin/arm64"; export CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 && $(GO) build ./... && $(GO) vet ./...
-	@echo "build for linux/arm64"; CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build ./...
+	@for p in darwin/arm64 linux/arm64; do echo "build and vet for $$p"; \
+	  export CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/}; $(GO) build ./... && $(GO) vet ./... || exit 1; done
 
 $(SUITE): internal/conformance/go.mod internal/conformance/run $(wildcard internal/conformance/hooks/*)
 	GO="$(GO)" internal/conformance/run suite $@

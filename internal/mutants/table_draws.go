@@ -56,7 +56,7 @@ func ofDraws() []Mutant {
 		{
 			Name: "replay/longer-items-are-cut-off",
 			Edit: Edit{
-				File: "services/replay/draw.go", Func: "Sampler.copyRows",
+				File: "services/replay/draw.go", Func: "Sampler.nextItem",
 				Original: "err == nil && s.options.length > 0 && rows > s.options.length", Mutated: "rows < 0",
 			},
 			Test: "TestBatchesOfALengthHaveTheSameShape",

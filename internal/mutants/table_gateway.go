@@ -23,12 +23,12 @@ func ofGateway() []Mutant {
 		},
 		{
 			Name: "gateway/ends-during-early-responses-wait",
-			Edit: Edit{File: file, Func: "exchange.informational", Original: "e.responding = false", Mutated: "_ = e"},
+			Edit: Edit{File: file, Func: "exchange.informational", Original: "e.resume()", Mutated: "_ = e"},
 			Test: "TestEndOfARequestEndsItsConnection", Prints: `test timed out`, Timeout: 5 * time.Second,
 		},
 		{
 			Name: "gateway/ends-during-responses-are-forgotten",
-			Edit: Edit{File: file, Func: "exchange.complete", Original: "e.responding = false", Mutated: "_ = e"},
+			Edit: Edit{File: file, Func: "exchange.complete", Original: "e.resume()", Mutated: "_ = e"},
 			Test: "TestEndOfARequestEndsItsConnection", Prints: `test timed out`, Timeout: 5 * time.Second,
 		},
 	}

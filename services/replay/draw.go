@@ -138,16 +138,23 @@ func (s *Sampler[C]) fill(ctx context.Context) (*SampledBatch[C], error) {
 	return b, b.finish(s.typed)
 }
 
+// nextItem returns the next of some items of a ring, unless it has more rows than a batch has for
+// each.
+func (s *Sampler[C]) nextItem(items *sampledItems, id string) (ItemInfo, error) {
+	info, err := items.next(id, s.config.Name, s.typed.client.layout.Capacity)
+	if rows := info.Key.rows; err == nil && s.options.length > 0 && rows > s.options.length {
+		err = longItem(uint64(rows), uint64(s.options.length)) //nolint:gosec // positive
+	}
+	return info, err
+}
+
 // copyRows adds pending items to a batch, but for those of which a row was overwritten.
 func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], n int) error {
 	before, first := b.Len(), s.pending
 	length := max(b.Length, s.options.length)
 	b.Info = slices.Grow(b.Info, n)
 	for range n {
-		info, err := s.pending.next(b.ring, s.config.Name, s.typed.client.layout.Capacity)
-		if rows := info.Key.rows; err == nil && s.options.length > 0 && rows > s.options.length {
-			err = longItem(uint64(rows), uint64(s.options.length)) //nolint:gosec // positive
-		}
+		info, err := s.nextItem(&s.pending, b.ring)
 		if err != nil {
 			return s.giveUp(b, before, first, err)
 		}

@@ -191,28 +191,40 @@ func (b *busy) Draw(ctx context.Context, stream replayv1raylink.ReplayDrawServer
 	return b.node.Draw(ctx, stream)
 }
 
+// overwriting opens a replay of ten items of two rows, of which four are overwritten between the
+// first draw and the copy of its rows. It sets the missing fields of n.
+func overwriting(t *testing.T, n *busy) *Typed[pointColumns] {
+	t.Helper()
+	config := testConfig(20)
+	config.Columns, config.Tables = pointRow().Columns(), []*replayv1.TableConfig{Table("t", Uniform(), SamplesPerInsert(1000, 1, 100_000))}
+	n.node = testNode(t, config)
+	p, err := As(open(t, n), pointRow())
+	require.NoError(t, err)
+	w := itemWriter(t, p, History(4))
+	writeItems(t, w, "t", 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2)
+	n.overwrite = func(draw int64) {
+		if draw == 1 {
+			writeItems(t, w, "t", 20, 4, 4) // longer ones
+		}
+	}
+	return p
+}
+
+// returned returns how many samples of the replay's table were given back to the limiter.
+func (b *busy) returned(t *testing.T) int {
+	t.Helper()
+	inspected, err := b.Inspect(t.Context(), &replayv1.InspectRequest{})
+	require.NoError(t, err)
+	return int(inspected.GetTables()[0].GetReturned())
+}
+
 func TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced(t *testing.T) {
 	for _, way := range []string{"mapped", "remote", "mapped, ahead", "remote, ahead"} {
 		t.Run(way, func(t *testing.T) {
 			where, ahead, _ := strings.Cut(way, ", ")
-			config := testConfig(20)
-			config.Columns, config.Tables = pointRow().Columns(), []*replayv1.TableConfig{Table("t", Uniform(), SamplesPerInsert(1000, 1, 100_000))}
-			n := &busy{node: testNode(t, config), remote: where == "remote", unary: true}
-			p, err := As(open(t, n), pointRow())
-			require.NoError(t, err)
-			w := itemWriter(t, p, History(4))
-			writeItems(t, w, "t", 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2)
-			n.overwrite = func(draw int64) {
-				if draw == 1 {
-					writeItems(t, w, "t", 20, 4, 4) // over the first four items, with longer ones
-				}
-			}
-			s := itemSampler(t, p, "t", BatchOf(200), Prefetch(len(ahead)))
-			replaced, returned := 0, func() uint64 {
-				inspected, err := n.Inspect(t.Context(), &replayv1.InspectRequest{})
-				require.NoError(t, err)
-				return inspected.GetTables()[0].GetReturned()
-			}
+			n := &busy{remote: where == "remote", unary: true}
+			s := itemSampler(t, overwriting(t, n), "t", BatchOf(200), Prefetch(len(ahead)))
+			replaced := 0
 			for i := range 6 {
 				b, err := s.Next(t.Context())
 				require.NoError(t, err)
@@ -226,7 +238,7 @@ func TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced(t *testing.T) {
 					require.GreaterOrEqual(t, info.Sequences[0], uint64(8))
 				}
 			}
-			require.Eventually(t, func() bool { return returned() == uint64(replaced) }, 20*time.Second, time.Millisecond,
+			require.Eventually(t, func() bool { return n.returned(t) == replaced }, 20*time.Second, time.Millisecond,
 				"they do not count for the limiter")
 		})
 	}
@@ -234,28 +246,15 @@ func TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced(t *testing.T) {
 
 // TestReplacedItemsAreGivenBackAfterAFailedCall lets the call fail that gives them back.
 func TestReplacedItemsAreGivenBackAfterAFailedCall(t *testing.T) {
-	config := testConfig(20)
-	config.Columns, config.Tables = pointRow().Columns(), []*replayv1.TableConfig{Table("t", Uniform(), SamplesPerInsert(1000, 1, 100_000))}
-	n := &busy{node: testNode(t, config), refused: 2}
-	p, err := As(open(t, n), pointRow())
-	require.NoError(t, err)
-	w := itemWriter(t, p, History(4))
-	writeItems(t, w, "t", 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2)
-	n.overwrite = func(draw int64) {
-		if draw == 1 {
-			writeItems(t, w, "t", 20, 4, 4)
-		}
-	}
-	s := itemSampler(t, p, "t", BatchOf(200))
-	_, err = s.Next(t.Context())
+	n := &busy{refused: 2}
+	s := itemSampler(t, overwriting(t, n), "t", BatchOf(200))
+	_, err := s.Next(t.Context())
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
 	b, err := s.Next(t.Context())
 	require.NoError(t, err)
 	checkSampled(t, b, 200)
 	require.Positive(t, b.Replaced)
-	inspected, err := n.Inspect(t.Context(), &replayv1.InspectRequest{})
-	require.NoError(t, err)
-	require.Equal(t, uint64(b.Replaced), inspected.GetTables()[0].GetReturned())
+	require.Equal(t, b.Replaced, n.returned(t))
 }
 
 func TestNextSaysWhatItWaitsForAndGoesOn(t *testing.T) {

@@ -382,18 +382,14 @@ func (g *gathering[C]) announce(c *replayv1.SampledColumns, has uint64) error {
 	case n > left:
 		return fmt.Errorf("%w: %d items instead of %d", ring.ErrBatch, n, left)
 	}
-	options, capacity := g.sampler.options, g.sampler.typed.client.layout.Capacity
 	g.announced, g.lengths = c, g.lengths[:0]
 	b.Info = slices.Grow(b.Info, n)
 	for items := (sampledItems{columns: c}); items.left() > 0; {
-		info, err := items.next(g.ring, g.sampler.config.Name, capacity)
+		info, err := g.sampler.nextItem(&items, g.ring)
 		if err != nil {
 			return err
 		}
 		rows := info.Key.rows
-		if options.length > 0 && rows > options.length {
-			return longItem(uint64(rows), uint64(options.length)) //nolint:gosec // positive
-		}
 		g.lengths = append(g.lengths, rows)
 		if g.missing += rows; n > 1 && uint64(g.missing) > has { //nolint:gosec // positive
 			return fmt.Errorf("%w: %d items with %d rows", ring.ErrBatch, n, has)

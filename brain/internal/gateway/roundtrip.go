@@ -78,12 +78,7 @@ func (e *exchange) begin() {
 // informational is called after a response with a status below 200. Another one will follow, and
 // the context may end until then.
 func (e *exchange) informational(int, textproto.MIMEHeader) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.responding = false
-	if e.cause != nil {
-		e.cancel(e.cause)
-	}
+	e.resume()
 	return nil
 }
 
@@ -100,6 +95,11 @@ func (e *exchange) end(cause error) {
 // complete is called when the transport has returned the response's header, or an error.
 func (e *exchange) complete() {
 	close(e.returned)
+	e.resume()
+}
+
+// resume lets the transport get to know the end of the request's context, also if it was before.
+func (e *exchange) resume() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.responding = false
