@@ -89,7 +89,7 @@ test-invariants: ## the checks that cost too much always (-tags invariants)
 # Many of these tests wait for a bound on time, so that more of them than processors run at once.
 .PHONY: test-mutants
 test-mutants: ## show that tests detect faults: the mutants of internal/mutants; make test-mutants MUTANTS=tunnel/
-	$(GO) test -count=1 -timeout=30m -parallel=5 -run='^TestMutants$$/$(MUTANTS)' -v ./internal/mutants -mutants
+	@$(call tested,$(GO) test -count=1 -timeout=30m -parallel=5 -run='^TestMutants$$/$(MUTANTS)' -v ./internal/mutants -mutants)
 
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes

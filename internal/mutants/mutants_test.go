@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ func TestMutants(t *testing.T) {
 	}
 	all := All()
 	together := GroupMutants(all, root(t), t.TempDir())
+	var failures failures
+	t.Cleanup(func() { failures.report(t) })
 	for i := range all {
 		t.Run(all[i].Name, func(t *testing.T) {
 			t.Parallel()
@@ -41,11 +44,36 @@ func TestMutants(t *testing.T) {
 				run = func() (string, error) { return together[i].Run(t.Context(), m, t.TempDir()) }
 			}
 			out, err := run()
-			require.NoError(t, err, "%s", tail(out))
+			if err != nil {
+				failures.add("FAIL " + m.Name + ": " + err.Error() + "\n" + tail(out))
+				t.FailNow()
+			}
 			prints, err := m.prints()
 			require.NoError(t, err)
 			t.Logf("detected by %s in %.1f s: %s", m.Test, time.Since(begin).Seconds(), strings.TrimSpace(prints.FindString(out)))
 		})
+	}
+}
+
+// failures are what is said of mutants that were not detected as their rows say. They are printed
+// together, after those of all others, for .ci/failures.awk to find and to repeat at the end.
+type failures struct {
+	mu   sync.Mutex
+	text []string
+}
+
+func (f *failures) add(text string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.text = append(f.text, text)
+}
+
+func (f *failures) report(t *testing.T) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, text := range f.text {
+		t.Log(text)
 	}
 }
 
