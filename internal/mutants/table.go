@@ -327,7 +327,8 @@ func ofOutlivedTurns() []Mutant {
 				Original: "caller := c.caller.Err()\n\tc.mu.Lock()", Mutated: "c.mu.Lock()\n\tcaller := c.caller.Err()",
 			},
 			Package: ".", Test: "TestContract/tunnel_by_Unix/a_method_that_waited_polls_the_error_of_its_context",
-			Prints: `test timed out`, Timeout: 15 * time.Second,
+			// The timer may be the first to notice, so that the test passes now and then.
+			Prints: `test timed out`, Timeout: 20 * time.Second, Args: []string{"-test.count=8"},
 		},
 		{
 			Name:    "runtime/node-that-ends-cancels-its-callers",
