@@ -17,8 +17,8 @@ func ofDraws() []Mutant {
 			Name: "replay/prefetched-batches-have-fewer-draws",
 			Edit: Edit{
 				File: "services/replay/draw.go", Func: "Sampler.drawAhead",
-				Original: "b, err = s.fill(ctx)",
-				Mutated:  "b, err = s.fill(ctx); if b != nil && len(b.Info) > 9 { b.Info[8] = b.Info[9] }",
+				Original: "b, err = s.fill(s.ctx)",
+				Mutated:  "b, err = s.fill(s.ctx); if b != nil && len(b.Info) > 9 { b.Info[8] = b.Info[9] }",
 			},
 			Test: "TestSamplersDrawWithTheirDistributions",
 		},
@@ -34,13 +34,13 @@ func ofDraws() []Mutant {
 		},
 		{
 			Name: "replay/batches-wait-for-those-behind-them",
-			Edit: Edit{File: "services/replay/draw.go", Func: "drawingAhead.due", Original: "return missing", Mutated: "return left"},
+			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.due", Original: "return missing", Mutated: "return left"},
 			Test: "TestBatchesDoNotWaitForThoseBehindThem",
 		},
 		{
 			Name: "replay/items-drawn-ahead-are-drawn-again",
 			Edit: Edit{
-				File: "services/replay/draw.go", Func: "drawingAhead.due",
+				File: "services/replay/draw.go", Func: "Sampler.due",
 				Original: "a.owed - (batch - missing) - pending", Mutated: "a.owed - (batch - missing)",
 			},
 			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/runtime"
@@ -226,48 +227,49 @@ func (s *Sampler[C]) giveUp(b *SampledBatch[C], before int, first sampledItems, 
 	return err
 }
 
-// drawAhead draws batches by calls until that fails, the sampler is closed, or the ring is not
-// mapped any more. It returns the last batch, or an error.
+// drawAhead draws batches by calls until that fails, the sampler is closed, the ring is not mapped
+// any more, or Next is to go on. It returns the last batch, or an error, or neither.
 //
 // While the rows of some batches are copied, the node draws the next ones. A call is for half of
 // what is drawn ahead, so that the two processes wake each other up once for several batches.
 // There is only one call at a time, because the node may answer concurrent ones in any order, and
 // a queue has one.
 func (s *Sampler[C]) drawAhead() (*SampledBatch[C], error) {
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
 	for len(s.taken) > 0 {
 		<-s.taken
 	}
-	a := drawingAhead[C]{sampler: s, owed: s.options.prefetch * s.options.batch}
+	a := &s.ahead
+	a.owed = s.options.prefetch * s.options.batch
 	for {
 		for len(s.taken) > 0 {
-			a.take(<-s.taken)
+			<-s.taken
+			a.owed += s.options.batch
 		}
-		if n := a.due(); n > 0 {
-			a.call = s.request(ctx, n, a.blocked)
-		}
+		s.requestDue()
 		var b *SampledBatch[C]
 		var err error
 		switch {
+		case s.pending.left() > 0 && s.impatient.Load():
+			return nil, nil //nolint:nilnil // as said
 		case s.pending.left() > 0:
-			b, err = s.fill(ctx)
+			b, err = s.fill(s.ctx)
 		case a.call != nil:
-			a.blocked, err = s.response(ctx, a.call)
-			a.call = nil
+			err = s.responseAhead()
 		default:
 			select {
-			case taken := <-s.taken:
-				a.take(taken)
-			case <-ctx.Done():
-				err = context.Cause(ctx)
+			case <-s.taken:
+				a.owed += s.options.batch
+			case <-s.ctx.Done():
+				err = context.Cause(s.ctx)
 			}
 		}
 		switch {
 		case err != nil:
+			a.cancel()
 			return nil, err
 		case b == nil:
-		case !s.typed.client.Mapped() && !s.unary.Load():
+		case s.leavesCalls():
+			a.cancel()
 			return b, nil
 		default:
 			a.owed -= s.options.batch
@@ -276,9 +278,73 @@ func (s *Sampler[C]) drawAhead() (*SampledBatch[C], error) {
 	}
 }
 
+// drawOne draws a batch like drawAhead, in the goroutine of Next. It returns none if that would
+// have to wait for the node for long.
+func (s *Sampler[C]) drawOne(ctx context.Context) (b *SampledBatch[C], err error) {
+	a := &s.ahead
+	a.owed = s.options.prefetch * s.options.batch
+	for b == nil && err == nil {
+		s.requestDue()
+		switch {
+		case s.pending.left() > 0:
+			b, err = s.fill(s.ctx)
+		case a.call != nil && isDoneWithin(ctx, a.call.future.Done(), patience):
+			err = s.responseAhead()
+		default:
+			return nil, nil //nolint:nilnil // as said
+		}
+	}
+	if err != nil || s.leavesCalls() {
+		a.cancel()
+		return b, err
+	}
+	s.requestDue()
+	return b, nil
+}
+
+// patience is how long Next waits for the node before another goroutine does it, which goes on when
+// the context of Next ends.
+const patience = 10 * time.Millisecond
+
+// isDoneWithin waits for a channel to be closed, for at most a time, and reports whether it is.
+func isDoneWithin(ctx context.Context, done <-chan struct{}, most time.Duration) bool {
+	select {
+	case <-done:
+		return true
+	default:
+	}
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// leavesCalls reports whether the sampler is to go on with a stream.
+func (s *Sampler[C]) leavesCalls() bool { return !s.typed.client.Mapped() && !s.unary.Load() }
+
+// requestDue requests what is due to be drawn ahead.
+func (s *Sampler[C]) requestDue() {
+	a := &s.ahead
+	if n := s.due(); n > 0 {
+		a.call = s.request(s.ctx, n, a.blocked)
+	}
+}
+
+// responseAhead waits for the response to what was requested ahead.
+func (s *Sampler[C]) responseAhead() (err error) {
+	a := &s.ahead
+	a.blocked, err = s.response(s.ctx, a.call)
+	a.call = nil
+	return err
+}
+
 // drawingAhead says how many items are to be drawn.
-type drawingAhead[C any] struct {
-	sampler *Sampler[C]
+type drawingAhead struct {
 	// owed is the number of items in the batches that may be drawn ahead, and are not drawn yet.
 	owed int
 	// call is the current one. blocked means that the limiter blocked items of the last one.
@@ -286,12 +352,17 @@ type drawingAhead[C any] struct {
 	blocked bool
 }
 
-// take notes that Next has taken a batch.
-func (a *drawingAhead[C]) take(struct{}) { a.owed += a.sampler.options.batch }
+// cancel ends the current call.
+func (a *drawingAhead) cancel() {
+	if a.call != nil {
+		a.call.future.Cancel()
+	}
+	a.call, a.blocked = nil, false
+}
 
-// due returns how many items to request now.
-func (a *drawingAhead[C]) due() int {
-	s := a.sampler
+// due returns how many items to request now, to draw ahead.
+func (s *Sampler[C]) due() int {
+	a := &s.ahead
 	batch, missing, pending := s.options.batch, s.missing(), s.pending.left()
 	left := a.owed - (batch - missing) - pending
 	switch {

@@ -60,3 +60,31 @@ func TestBatchesDoNotWaitForThoseBehindThem(t *testing.T) {
 		}
 	})
 }
+
+// TestSamplersThatAreCalledAtOnceCopyNoRowsAhead and copy them ahead again once the caller has other
+// work.
+func TestSamplersThatAreCalledAtOnceCopyNoRowsAhead(t *testing.T) {
+	const prefetch = 4
+	config := testConfig(100)
+	config.Columns, config.Tables = pointRow().Columns(), []*replayv1.TableConfig{Table("t", Uniform())}
+	p, err := As(open(t, testNode(t, config)), pointRow())
+	require.NoError(t, err)
+	writeItems(t, itemWriter(t, p, History(1)), "t", 0, 1, 1, 1)
+	s := itemSampler(t, p, "t", BatchOf(3), Prefetch(prefetch))
+	nextAfter := func(other time.Duration) {
+		s.returnedAt = time.Now().Add(-other)
+		b, err := s.Next(t.Context())
+		require.NoError(t, err)
+		checkSampled(t, b, 3)
+	}
+	for range 3 {
+		for deadline := time.Now().Add(20 * time.Second); s.fetching || s.hurried < 2*impatientAfter; {
+			require.True(t, time.Now().Before(deadline), "rows are copied ahead")
+			nextAfter(-time.Hour)
+		}
+		require.Empty(t, s.fetched)
+		nextAfter(time.Hour)
+		require.True(t, s.fetching)
+		require.Eventually(t, func() bool { return len(s.fetched) == prefetch }, 20*time.Second, time.Millisecond)
+	}
+}

@@ -80,6 +80,7 @@ type Sampler[C any] struct {
 	unfinished *SampledBatch[C]
 	apart      *Batch
 	returned   uint32
+	ahead      drawingAhead
 	// last is the batch that Next returned; free has those that may be used again.
 	last *SampledBatch[C]
 	free chan *SampledBatch[C]
@@ -89,6 +90,11 @@ type Sampler[C any] struct {
 	fetched  chan fetched[C]
 	taken    chan struct{}
 	fetcher  sync.WaitGroup
+	// returnedAt is when Next returned, and hurried how often it was then called at once, and had to
+	// wait. impatient is set if the goroutine that draws should leave the copying to Next.
+	returnedAt time.Time
+	hurried    int
+	impatient  atomic.Bool
 
 	// stream is that of a sampler that has not mapped the ring, or nil; unary means that there
 	// can't be any.
@@ -165,7 +171,9 @@ func (s *Sampler[C]) Next(ctx context.Context) (*SampledBatch[C], error) {
 	}
 	s.recycle()
 	begin := time.Now()
+	s.pace(begin)
 	b, err := s.next(ctx)
+	s.returnedAt = time.Now()
 	if err == nil {
 		s.last = b
 		return b, nil
@@ -198,43 +206,77 @@ func (s *Sampler[C]) recycle() {
 	}
 }
 
+const (
+	// switchTime is about how long it takes until a goroutine that was waiting runs on a thread that
+	// was sleeping: what the caller does in a shorter time is not worth a switch.
+	switchTime = 50 * time.Microsecond
+	// impatientAfter is how often Next is called at once before it copies rows itself.
+	impatientAfter = 8
+)
+
+// pace notes that Next was called. If it is always called at once, and drawing is what takes the
+// time, then Next copies rows itself: a goroutine that copies them meanwhile would save nothing, but
+// cost a switch, and another one to hand over the batch.
+func (s *Sampler[C]) pace(now time.Time) {
+	if len(s.fetched) > 0 || now.Sub(s.returnedAt) >= switchTime {
+		s.hurried = 0
+	} else {
+		s.hurried++
+	}
+	s.impatient.Store(s.hurried >= impatientAfter)
+}
+
 // next returns the next batch, from a stream or drawn by calls.
 func (s *Sampler[C]) next(ctx context.Context) (*SampledBatch[C], error) {
-	if !s.fetching {
-		streams, err := s.streams(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if streams {
-			b, err := s.nextStreamed(ctx)
-			if !errors.Is(err, errNoStreams) {
+	for {
+		if !s.fetching {
+			if b, err := s.nextHere(ctx); b != nil || err != nil {
 				return b, err
 			}
-		}
-		if s.options.prefetch == 0 {
-			if b, err := s.draw(ctx, false); b != nil || err != nil {
-				return b, err
+			s.fetcher.Add(1)
+			if err := s.typed.client.start(s.fetch); err != nil {
+				s.fetcher.Done()
+				return nil, err
 			}
+			s.fetching = true
 		}
-		s.fetcher.Add(1)
-		if err := s.typed.client.start(s.fetch); err != nil {
-			s.fetcher.Done()
-			return nil, err
+		select {
+		case got := <-s.fetched:
+			s.fetching = !got.last
+			if s.options.prefetch > 0 && s.fetching {
+				s.taken <- struct{}{}
+			}
+			if got.batch != nil || got.err != nil {
+				return got.batch, got.err
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err() //nolint:wrapcheck // Next adds the operation
+		case <-s.ctx.Done():
+			return nil, context.Cause(s.ctx)
 		}
-		s.fetching = true
 	}
-	select {
-	case got := <-s.fetched:
-		s.fetching = !got.last
-		if s.options.prefetch > 0 && s.fetching {
-			s.taken <- struct{}{}
-		}
-		return got.batch, got.err
-	case <-ctx.Done():
-		return nil, ctx.Err() //nolint:wrapcheck // Next adds the operation
-	case <-s.ctx.Done():
-		return nil, context.Cause(s.ctx)
+}
+
+// nextHere returns the next batch without another goroutine that draws. It returns none if there
+// should be one.
+func (s *Sampler[C]) nextHere(ctx context.Context) (*SampledBatch[C], error) {
+	streams, err := s.streams(ctx)
+	if err != nil {
+		return nil, err
 	}
+	if streams {
+		b, err := s.nextStreamed(ctx)
+		if !errors.Is(err, errNoStreams) {
+			return b, err
+		}
+	}
+	switch {
+	case s.options.prefetch == 0:
+		return s.draw(ctx, false)
+	case s.impatient.Load():
+		return s.drawOne(ctx)
+	}
+	return nil, nil //nolint:nilnil // as said
 }
 
 // emptyBatch returns a batch for rows of a ring: one that may be used again, or another.
