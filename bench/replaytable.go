@@ -29,7 +29,7 @@ const (
 const (
 	priorityExponent = 0.6
 	weightExponent   = 0.4
-	prefetched       = 4
+	prefetched       = 16
 )
 
 // keyStore has keys that are drawn, and whose priorities are updated, without any rows.

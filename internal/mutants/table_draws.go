@@ -33,6 +33,20 @@ func ofDraws() []Mutant {
 			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
 		},
 		{
+			Name: "replay/rows-are-never-copied-ahead-again",
+			Edit: Edit{File: "services/replay/sampler.go", Func: "Sampler.pace", Original: "s.hurried = 0", Mutated: "_ = now"},
+			Test: "TestSamplersThatAreCalledAtOnceCopyNoRowsAhead",
+		},
+		{
+			Name: "replay/batches-that-next-fills-have-fewer-draws",
+			Edit: Edit{
+				File: "services/replay/draw.go", Func: "Sampler.drawOne",
+				Original: "b, err = s.fill(s.ctx)",
+				Mutated:  "b, err = s.fill(s.ctx); if b != nil && len(b.Info) > 9 { b.Info[8] = b.Info[9] }",
+			},
+			Test: "TestSamplersDrawWithTheirDistributions",
+		},
+		{
 			Name: "replay/batches-wait-for-those-behind-them",
 			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.due", Original: "return missing", Mutated: "return left"},
 			Test: "TestBatchesDoNotWaitForThoseBehindThem",

@@ -1,5 +1,11 @@
 package mutants
 
+import "time"
+
+// killsTimeout bounds tests with random kills. They end when they detect the fault, most often
+// within seconds, but several of them run at once.
+const killsTimeout = 4 * time.Minute
+
 // ofKilledReplays returns the mutants of the replay that take several processes: one for each of
 // the promises that the checker checks.
 func ofKilledReplays() []Mutant {
@@ -54,7 +60,7 @@ func ofKilledReplays() []Mutant {
 		},
 		{
 			name: "items-leave-no-queue", file: table + "table.go", function: "Table.draw",
-			original: "t.remove(chosen[0].slot)", mutated: "_ = chosen", prints: `sampled twice|hang`,
+			original: "t.remove(chosen[0].slot)", mutated: "_ = chosen", prints: `sampled twice|hang: `,
 		},
 		{
 			name: "rows-of-areas-are-overwritten", file: ring + "area.go", function: "Ring.survey",
@@ -62,13 +68,13 @@ func ofKilledReplays() []Mutant {
 		},
 		{
 			name: "rows-of-dead-writers-stay-locked", file: ring + "writer.go", function: "WriteHead.lockSlot",
-			original: "abandoned && !r.knownDead(old.participant())", mutated: "abandoned", prints: `reservations are lost|hang`,
+			original: "abandoned && !r.knownDead(old.participant())", mutated: "abandoned", prints: `reservations are lost|hang: `,
 		},
 		{
 			name: "stopped-writers-are-waited-for", file: ring + "writer.go", function: "WriteHead.lockSlot",
 			original: "abandoned && !r.knownDead(old.participant())",
 			mutated:  "abandoned { for !r.knownDead(old.participant()) && at.Load() == uint64(old) { runtime.Gosched() } }; if old != word(at.Load())",
-			prints:   `hang`, args: []string{"-rows=200000", "-stuck=5s"},
+			prints:   `hang: `, args: []string{"-rows=200000", "-stuck=5s"},
 		},
 		{
 			name: "samplers-wait-for-a-dead-node", file: service + "draw.go", function: "Sampler.draw",
@@ -86,7 +92,7 @@ func ofKilledReplays() []Mutant {
 			Name: "replay/kills/" + r.name,
 			Edit: Edit{File: r.file, Func: r.function, Original: r.original, Mutated: r.mutated},
 			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: r.prints,
-			Args: append([]string{failFast, "-test.count=8"}, r.args...),
+			Args: append([]string{failFast, "-test.count=8"}, r.args...), Timeout: killsTimeout,
 		}
 	}
 	return append(mutants, Mutant{
@@ -96,8 +102,8 @@ func ofKilledReplays() []Mutant {
 			Original: "case r.self != noParticipant:", Mutated: "case r.self == noParticipant:",
 		},
 		Also: []Edit{{File: ring + "participant.go", Func: "Ring.cleanUp", Original: "mark.participant() == index", Mutated: "mark == 0"}},
-		Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: `reservations are lost|hang`,
-		Args: []string{failFast, "-test.count=3", "-rows=80000", "-kills=0", "-stuck=10s"},
+		Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: `reservations are lost|hang: `,
+		Args: []string{failFast, "-test.count=3", "-rows=80000", "-kills=0", "-stuck=10s"}, Timeout: killsTimeout,
 	})
 }
 
@@ -113,13 +119,13 @@ func ofKilledFiles() []Mutant {
 		return Mutant{
 			Name: "replay/files/" + name, Edit: e, Also: also, Prints: prints,
 			Test: "TestReplayWithFileSurvivesKills", Package: "internal/replaytest",
-			Args: []string{failFast, "-test.count=8", "-rows=20000", "-kills=2", "-stuck=10s"},
+			Args: []string{failFast, "-test.count=8", "-rows=20000", "-kills=2", "-stuck=10s"}, Timeout: killsTimeout,
 		}
 	}
 	aged := func(name, prints string, e Edit) Mutant {
 		return Mutant{
 			Name: "replay/ages/" + name, Edit: e, Prints: prints,
-			Test: "TestItemsAreAtMostASecondOld", Package: "internal/replaytest", Args: []string{failFast, "-test.count=12"},
+			Test: "TestItemsAreAtMostASecondOld", Package: "internal/replaytest", Args: []string{failFast, "-test.count=12"}, Timeout: killsTimeout,
 		}
 	}
 	unmarked := func(function, slot string) Edit {
@@ -135,21 +141,21 @@ func ofKilledFiles() []Mutant {
 	return []Mutant{
 		killed("acknowledged-priorities-are-lost", `acknowledged priority is lost`, Edit{
 			File: table + "table.go", Func: "Table.Update",
-			Original: "t.priorities.set(u.slot, u.priority)", Mutated: "if u.slot%16 != 3 { t.priorities.set(u.slot, u.priority) }",
+			Original: "t.setPriority(u.slot, u.priority)", Mutated: "if u.slot%16 != 3 { t.setPriority(u.slot, u.priority) }",
 		}),
 		killed("deleted-items-stay", `deleted is there again`, Edit{
 			File: table + "table.go", Func: "Table.Delete", Original: "t.remove(slot)", Mutated: "if slot < 1<<31 { continue }",
 		}),
 		kept("items-are-saved-too-seldom", `acknowledged (item|priority) is lost`, seldom),
 		kept("new-items-are-not-saved", `an acknowledged item is lost|items were inserted`, unmarked("Table.place", "slot")),
-		kept("clients-call-the-node-before", `hang`, Edit{
+		kept("clients-call-the-node-before", `hang: `, Edit{
 			File: service + "client.go", Func: "Client.follow", Original: `known.Ref().NID() != ""`, Mutated: "false",
 		}),
-		kept("areas-of-dead-readers-are-held", `reservations are lost|hang`, Edit{
+		kept("areas-of-dead-readers-are-held", `reservations are lost|hang: `, Edit{
 			File: ring + "area.go", Func: "Ring.reclaimDead",
 			Original: "case r.self != noParticipant:", Mutated: "case r.self == noParticipant:",
 		}, Edit{File: ring + "participant.go", Func: "Ring.cleanUp", Original: "mark.participant() == index", Mutated: "mark == 0"}),
-		kept("rows-of-dead-writers-stay-locked", `reservations are lost|hang`, Edit{
+		kept("rows-of-dead-writers-stay-locked", `reservations are lost|hang: `, Edit{
 			File: ring + "writer.go", Func: "WriteHead.lockSlot",
 			Original: "abandoned && !r.knownDead(old.participant())", Mutated: "abandoned",
 		}),
@@ -171,7 +177,7 @@ func ofKilledFiles() []Mutant {
 				File: service + "itemqueue.go", Func: "itemQueue.wait", Original: "return q.interrupted(ctx.Err(), begin)",
 				Mutated: "<-changed",
 			},
-			Test: "TestStoppedNodeKeepsItsFile", Package: "internal/replaytest", Prints: `hang`, Args: []string{"-stuck=10s"},
+			Test: "TestStoppedNodeKeepsItsFile", Package: "internal/replaytest", Prints: `hang: `, Args: []string{"-stuck=10s"},
 		},
 	}
 }

@@ -119,7 +119,7 @@ func ofReplayCalls() []Mutant {
 				Original: "connect.CodeOf(err) == connect.CodeDeadlineExceeded",
 				Mutated:  "connect.CodeOf(err) == connect.CodeUnknown",
 			},
-			Test: "TestAppendWaitsForRoom", Args: []string{failFast, "-test.count=5"},
+			Test: "TestAppendNamesHoldersIfItsDeadlinePassesAtTheNode",
 		},
 		{
 			Name: "replay/remote-refusals-lose-their-holders",

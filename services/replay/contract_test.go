@@ -273,6 +273,31 @@ func TestAppendWaitsForRoom(t *testing.T) {
 	})
 }
 
+// earlyNode is a node whose calls that wait end at once, as if their deadline had passed there, but
+// not yet at the caller.
+type earlyNode struct{ remoteReplay }
+
+func (e *earlyNode) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
+	if req.GetWaitMs() > 0 {
+		return nil, connect.NewError(connect.CodeDeadlineExceeded, "the deadline passed")
+	}
+	return e.remoteReplay.Write(ctx, req)
+}
+
+func TestAppendNamesHoldersIfItsDeadlinePassesAtTheNode(t *testing.T) {
+	n := testNode(t, testConfig(4))
+	c, holder := openTunnel(t, &earlyNode{remoteReplay{node: n}}), open(t, n)
+	write(t, c, 1, 2, 3, 4)
+	area, err := holder.Reader(nil).Hold(t.Context(), 4)
+	require.NoError(t, err)
+	defer area.Release() //nolint:errcheck // the test is over
+	_, err = c.Writer().Append(t.Context(), rowsOf(t, c, 5))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	var room *ring.NoRoomError
+	require.ErrorAs(t, err, &room)
+	require.Len(t, room.Holders, 1)
+}
+
 // movable is a replay whose file can be opened or not.
 type movable struct {
 	*node

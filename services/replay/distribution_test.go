@@ -6,6 +6,7 @@ import (
 	"math"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -38,16 +39,29 @@ func requireDistribution(t *testing.T, probabilities []float64, counts []int) {
 	require.Less(t, z, float64(maxDeviations), "drawn %v of %d with the probabilities %.3f", counts, draws, probabilities)
 }
 
-// everyWay runs a test with a mapped ring and through the node, with and without prefetch.
+// everyWay runs a test with a mapped ring and through the node, with and without prefetch, and with
+// one whose rows Next copies itself.
 func everyWay(t *testing.T, config *replayv1.TableConfig, test func(t *testing.T, p *Typed[pointColumns], s *Sampler[pointColumns])) {
 	t.Helper()
-	for _, prefetch := range []int{0, 3} {
-		t.Run(fmt.Sprintf("prefetch=%d", prefetch), func(t *testing.T) {
+	for _, c := range []struct {
+		prefetch int
+		atOnce   bool
+	}{{0, false}, {3, false}, {3, true}} {
+		t.Run(fmt.Sprintf("prefetch=%d,at once=%t", c.prefetch, c.atOnce), func(t *testing.T) {
 			itemsBothWays(t, 100, []*replayv1.TableConfig{config}, func(t *testing.T, p *Typed[pointColumns], _ *replayv1raylink.Replay) {
-				test(t, p, itemSampler(t, p, config.GetName(), BatchOf(drawnTogether), Prefetch(prefetch)))
+				s := itemSampler(t, p, config.GetName(), BatchOf(drawnTogether), Prefetch(c.prefetch))
+				if c.atOnce {
+					calledAtOnce(s)
+				}
+				test(t, p, s)
 			})
 		})
 	}
+}
+
+// calledAtOnce lets a sampler believe that its batches are always asked for at once.
+func calledAtOnce(s *Sampler[pointColumns]) {
+	s.hurried, s.returnedAt = impatientAfter, time.Now().Add(time.Hour)
 }
 
 const (
@@ -81,6 +95,9 @@ func drawn(t *testing.T, s *Sampler[pointColumns], batches int, probabilities []
 	t.Helper()
 	counts := make([]int, drawnItems)
 	for range batches {
+		if s.hurried >= impatientAfter {
+			calledAtOnce(s)
+		}
 		b, err := s.Next(t.Context())
 		require.NoError(t, err)
 		for i, info := range b.Info {

@@ -113,7 +113,7 @@ func (t *Table) summarize(info *Info) {
 	var priorities, sampled []float64
 	visit := func(slot uint32) {
 		if it := t.slots.items.at(slot); it.number != 0 {
-			priorities = append(priorities, t.priorities.get(slot))
+			priorities = append(priorities, it.priority)
 			sampled = append(sampled, float64(it.sampled))
 		}
 	}

@@ -101,6 +101,9 @@ type item struct {
 	// next and prev are neighbours in the wheel's bucket, plus 1. next of a free slot is the next
 	// free one.
 	next, prev uint32
+	priority   float64
+	// The size is that of a cache line: a draw then reads one.
+	_ uint64
 }
 
 // piece is a further run of an item. next is the index of the one behind it, plus 1.

@@ -118,7 +118,7 @@ func (t *Table) state(slot uint32, now time.Duration) State {
 	}
 	s := State{
 		Slot: slot, Number: it.number, Run: Run{First: it.first, Length: it.length}, More: t.slots.more(it),
-		Priority: t.priorities.get(slot), Sampled: it.sampled, Age: now - time.Duration(it.created),
+		Priority: it.priority, Sampled: it.sampled, Age: now - time.Duration(it.created),
 	}
 	if e := t.epochs(); e != nil && e.wasDrawn(slot) {
 		s.Drawn, s.Epoch = true, e.epoch
@@ -260,7 +260,6 @@ func (t *Table) restore(s *State, index int) error {
 		return &ItemError{Index: index, Reason: fmt.Sprintf("its first row is %d, and those below %d were overwritten", s.Run.First, t.wheel.oldest)}
 	}
 	t.slots.items.grow(s.Slot + 1)
-	t.priorities.grow(s.Slot + 1)
 	t.slots.high = max(t.slots.high, s.Slot+1)
 	stored := t.slots.items.at(s.Slot)
 	if stored.number != 0 {
@@ -268,9 +267,8 @@ func (t *Table) restore(s *State, index int) error {
 	}
 	*stored = item{
 		number: s.Number, first: s.Run.First, length: s.Run.Length, more: t.slots.link(s.More),
-		created: int64(t.now() - s.Age), sampled: s.Sampled,
+		created: int64(t.now() - s.Age), sampled: s.Sampled, priority: math.Abs(s.Priority),
 	}
-	t.priorities.set(s.Slot, math.Abs(s.Priority))
 	return nil
 }
 
@@ -282,7 +280,8 @@ func (t *Table) enter(keys []Key) {
 	})
 	for _, key := range keys {
 		slot := key.slot()
-		t.place(slot, t.slots.items.at(slot).number, t.priorities.get(slot))
+		it := t.slots.items.at(slot)
+		t.place(slot, it.number, it.priority)
 	}
 	for slot := t.slots.high; slot > 0; slot-- {
 		if it := t.slots.items.at(slot - 1); it.number == 0 {

@@ -304,7 +304,7 @@ func (t *Table) Update(keys []Key, updated []float64) (stale int, err error) {
 		t.updates = append(t.updates, update{slot: slot, priority: math.Abs(updated[i])}) // -0 becomes 0
 	}
 	for _, u := range t.updates {
-		t.priorities.set(u.slot, u.priority)
+		t.setPriority(u.slot, u.priority)
 	}
 	for _, u := range t.updates {
 		t.sampler.update(u.slot, u.priority)
@@ -497,7 +497,7 @@ func (t *Table) Reserve(reserve func(number uint64)) {
 // place enters an item everywhere that depends on its rows and priority.
 func (t *Table) place(slot uint32, number uint64, priority float64) {
 	t.priorities.grow(slot + 1)
-	t.priorities.set(slot, priority)
+	t.setPriority(slot, priority)
 	t.sampler.insert(slot, number, priority)
 	if t.remover != t.sampler {
 		t.remover.insert(slot, number, priority)
@@ -505,6 +505,12 @@ func (t *Table) place(slot uint32, number uint64, priority float64) {
 	t.wheel.insert(t.slots.items, slot)
 	t.size++
 	t.changes.mark(slot)
+}
+
+// setPriority changes the priority of an item, but not in the selectors.
+func (t *Table) setPriority(slot uint32, priority float64) {
+	t.slots.items.at(slot).priority = priority
+	t.priorities.set(slot, priority)
 }
 
 // evict removes the item that the remover chooses.
@@ -568,7 +574,7 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 		}
 		weight := 1.0
 		if least != 0 {
-			weight = min(1, math.Pow(least/c.probability, w.beta))
+			weight = min(1, math.Exp(w.beta*math.Log(least/c.probability))) // math.Pow takes twice as long
 		}
 		dst[i] = Sample{
 			Key:         keyOf(it.number, c.slot),
@@ -576,7 +582,7 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 			More:        t.slots.more(it),
 			Probability: c.probability,
 			Weight:      weight,
-			Priority:    t.priorities.get(c.slot),
+			Priority:    it.priority,
 			Sampled:     it.sampled,
 			Size:        t.size,
 			Age:         now - time.Duration(it.created),
@@ -595,16 +601,11 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 // touch reads what draw needs of each item. These reads do not depend on each other, and little is
 // between them, so that their cache misses overlap.
 func (t *Table) touch(chosen []choice) {
-	var sampled uint32
+	var numbers uint64
 	for _, c := range chosen {
-		it := t.slots.items.at(c.slot)
-		sampled |= it.sampled | uint32(it.number) //nolint:gosec // both ends: an item may lie in two cache lines
+		numbers |= t.slots.items.at(c.slot).number
 	}
-	var priority uint64
-	for _, c := range chosen {
-		priority |= math.Float64bits(t.priorities.get(c.slot))
-	}
-	t.touched = uint64(sampled) | priority
+	t.touched = numbers
 }
 
 // least returns the lowest probability of an item that can be drawn, or 0 if all have the same.

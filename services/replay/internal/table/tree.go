@@ -174,7 +174,7 @@ func sum(n *node) float64 {
 	return ((n[0] + n[1]) + (n[2] + n[3])) + ((n[4] + n[5]) + (n[6] + n[7]))
 }
 
-// priorities stores the priority of each slot, and finds the highest and the lowest positive one.
+// priorities finds the highest and the lowest positive priority. It has those of all slots.
 // Free slots have the priority zero. Like those of a sumTree, its nodes are brought up to date in
 // batches, but only as far up as something changes.
 type priorities struct {
@@ -213,9 +213,6 @@ func (p *priorities) grow(n uint32) {
 		p.levels[level].grow(nodes)
 	}
 }
-
-// get returns the priority of a slot.
-func (p *priorities) get(slot uint32) float64 { return p.leaves.at(slot / fanout)[slot%fanout] }
 
 // set changes the priority of a slot.
 func (p *priorities) set(slot uint32, priority float64) {
