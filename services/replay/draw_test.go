@@ -61,8 +61,8 @@ func TestBatchesDoNotWaitForThoseBehindThem(t *testing.T) {
 	})
 }
 
-// TestSamplersThatAreCalledAtOnceCopyNoRowsAhead and copy them ahead again once the caller has other
-// work.
+// TestSamplersThatAreCalledAtOnceCopyNoRowsAhead and copy them ahead again once the caller has
+// other work.
 func TestSamplersThatAreCalledAtOnceCopyNoRowsAhead(t *testing.T) {
 	const prefetch = 4
 	config := testConfig(100)

@@ -90,8 +90,8 @@ type Sampler[C any] struct {
 	fetched  chan fetched[C]
 	taken    chan struct{}
 	fetcher  sync.WaitGroup
-	// returnedAt is when Next returned, and hurried how often it was then called at once, and had to
-	// wait. impatient is set if the goroutine that draws should leave the copying to Next.
+	// returnedAt is when Next returned, and hurried how often it was then called at once, and had
+	// to wait. impatient is set if the goroutine that draws should leave the copying to Next.
 	returnedAt time.Time
 	hurried    int
 	impatient  atomic.Bool
@@ -207,16 +207,16 @@ func (s *Sampler[C]) recycle() {
 }
 
 const (
-	// switchTime is about how long it takes until a goroutine that was waiting runs on a thread that
-	// was sleeping: what the caller does in a shorter time is not worth a switch.
+	// switchTime is about how long it takes until a goroutine that was waiting runs on a thread
+	// that was sleeping: what the caller does in a shorter time is not worth a switch.
 	switchTime = 50 * time.Microsecond
 	// impatientAfter is how often Next is called at once before it copies rows itself.
 	impatientAfter = 8
 )
 
 // pace notes that Next was called. If it is always called at once, and drawing is what takes the
-// time, then Next copies rows itself: a goroutine that copies them meanwhile would save nothing, but
-// cost a switch, and another one to hand over the batch.
+// time, then Next copies rows itself: a goroutine that copies them meanwhile would save nothing,
+// but cost a switch, and another one to hand over the batch.
 func (s *Sampler[C]) pace(now time.Time) {
 	if len(s.fetched) > 0 || now.Sub(s.returnedAt) >= switchTime {
 		s.hurried = 0
