@@ -125,7 +125,7 @@ func ofKilledFiles() []Mutant {
 	aged := func(name, prints string, e Edit) Mutant {
 		return Mutant{
 			Name: "replay/ages/" + name, Edit: e, Prints: prints,
-			Test: "TestItemsAreAtMostASecondOld", Package: "internal/replaytest", Args: []string{failFast, "-test.count=12"}, Timeout: killsTimeout,
+			Test: "TestItemsAreAtMostASecondOld", Package: "internal/replaytest", Args: []string{failFast, "-test.count=60"}, Timeout: killsTimeout,
 		}
 	}
 	unmarked := func(function, slot string) Edit {

@@ -2,6 +2,9 @@ package mutants
 
 import "time"
 
+// powerTimeout bounds a test that loses power at random, a thousand times.
+const powerTimeout = 4 * time.Minute
+
 // ofStorageLog returns the mutants of the storage's log of writes.
 func ofStorageLog() []Mutant {
 	const room = "services/storage/internal/writelog/"
@@ -16,7 +19,7 @@ func ofStorageLog() []Mutant {
 		{
 			Name: "writelog/nothing-is-synced-by-the-timer",
 			Edit: Edit{File: room + "writelog.go", Func: "Log.syncNow", Original: "s.disk.syncDirty()", Mutated: "_ = s"},
-			Test: "TestLossOfPower", Args: notShrunk,
+			Test: "TestLossOfPower", Args: notShrunk, Timeout: powerTimeout,
 			Prints: "durable writes are lost|had been stored|closing the log loses the ids|looks like damage",
 		},
 		{
@@ -25,12 +28,12 @@ func ofStorageLog() []Mutant {
 				File: room + "writelog.go", Func: "Log.syncInBackground",
 				Original: "timer.Reset(syncInterval)", Mutated: "timer.Reset(10 * syncInterval)",
 			},
-			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored", Args: notShrunk, Timeout: powerTimeout,
 		},
 		{
 			Name: "writelog/sync-mode-leaves-it-to-the-timer",
 			Edit: Edit{File: room + "session.go", Func: "Log.newSession", Original: "lazy: !l.opts.Sync", Mutated: "lazy: true"},
-			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "durable writes are lost|had been stored", Args: notShrunk, Timeout: powerTimeout,
 		},
 		{
 			Name: "writelog/closed-log-files-are-not-synced",
@@ -38,7 +41,7 @@ func ofStorageLog() []Mutant {
 				File: room + "disk.go", Func: "diskFile.Close",
 				Original: "f.disk.change(f.File.SyncData)", Mutated: "_ = f",
 			},
-			Test: "TestLossOfPower", Args: notShrunk,
+			Test: "TestLossOfPower", Args: notShrunk, Timeout: powerTimeout,
 		},
 		{
 			Name: "writelog/watermark-is-ignored",
@@ -93,7 +96,7 @@ func ofStorageIDs() []Mutant {
 				File: room + "writelog.go", Func: "Log.reserve",
 				Original: "l.opts.Sync || last <= l.reserved.Load()", Mutated: "true",
 			},
-			Test: "TestLossOfPower", Prints: "ids would be given again|would resume", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "ids would be given again|would resume", Args: notShrunk, Timeout: powerTimeout,
 		},
 		{
 			Name: "writelog/lost-ids-are-not-skipped",
@@ -101,12 +104,12 @@ func ofStorageIDs() []Mutant {
 				File: room + "watermark.go", Func: "marks.lost",
 				Original: "m.sameBoot(boot) ||", Mutated: "true ||",
 			},
-			Test: "TestLossOfPower", Prints: "ids would be given again|would resume", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "ids would be given again|would resume", Args: notShrunk, Timeout: powerTimeout,
 		},
 		{
 			Name: "writelog/last-lost-id-is-known-again",
 			Edit: Edit{File: room + "watermark.go", Func: "marks.lost", Original: "m.reserved + 1", Mutated: "m.reserved"},
-			Test: "TestLossOfPower", Prints: "would resume", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "would resume", Args: notShrunk, Timeout: powerTimeout,
 		},
 		{
 			Name: "writelog/skipped-ids-are-forgotten",
@@ -119,7 +122,7 @@ func ofStorageIDs() []Mutant {
 		{
 			Name: "writelog/closed-log-keeps-its-reservation",
 			Edit: Edit{File: room + "writelog.go", Func: "Log.finish", Original: "m.reserved = l.Last()", Mutated: "_ = m"},
-			Test: "TestLossOfPower", Prints: "closing the log loses the ids", Args: notShrunk,
+			Test: "TestLossOfPower", Prints: "closing the log loses the ids", Args: notShrunk, Timeout: powerTimeout,
 		},
 		{
 			Name: "writelog/table-does-not-skip",
