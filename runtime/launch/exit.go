@@ -20,6 +20,9 @@ type Exit struct {
 	Reported bool
 	// Reason is why its parent killed it, if it did.
 	Reason string
+	// Lost is why it is not known how it ended: nothing could be learned from its machine. It is
+	// empty if that is known.
+	Lost string
 	// Lines is its last output. After a crash of a process with many goroutines, the first lines of
 	// the crash precede it.
 	Lines []Line
@@ -53,6 +56,8 @@ func (e Exit) String() string {
 	switch {
 	case !e.ended:
 		return "still running"
+	case e.Lost != "":
+		return "lost: " + e.Lost
 	case e.Signal != 0:
 		text = fmt.Sprintf("killed by signal %d (%s)", int(e.Signal), e.Signal)
 		if e.dumped {

@@ -114,6 +114,21 @@ var behaviours = map[string]func(child *Child, arg string) error{
 		await(child)
 		return nil
 	},
+	// Prints numbers, is set up, and exits with code 4.
+	"counts": func(child *Child, arg string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		lines, err := strconv.Atoi(arg)
+		for i := range lines {
+			say(strconv.Itoa(i))
+		}
+		if err := errors.Join(err, child.Ready([]byte("counted"))); err != nil {
+			return err
+		}
+		os.Exit(4)
+		return nil
+	},
 	"fails set-up": func(child *Child, arg string) error {
 		if err := greet(child); err != nil {
 			return err
@@ -406,6 +421,9 @@ func beginWith(t *testing.T, launcher Launcher, life string, change ...func(*Spe
 		require.NoError(t, p.Kill())
 		awaitDone(t, p)
 		require.False(t, printed.bad, "lines were delivered by two goroutines at once")
+		if l, ok := launcher.(*link); ok { // its keeper may remember the process for a while
+			require.NoError(t, l.keeper.Close(within(t)))
+		}
 		goleak.VerifyNone(t, before)
 	})
 	return p, printed

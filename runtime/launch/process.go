@@ -47,6 +47,7 @@ type process struct {
 }
 
 // startProcess starts cmd with the control channel, and with its output connected to this process.
+// Its environment is that of this process, with the variables of cmd.
 // release is called once: when the process has sent hello or ended, or could not be started.
 func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *process, err error) {
 	p := &process{
@@ -105,7 +106,7 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 	}
 	theirs = append(theirs, args)
 	cmd.ExtraFiles = []*os.File{theirs[0], theirs[1], args} // they become 3, 4 and 5
-	cmd.Env = childEnvironment("3,4", "5", p.mark)
+	cmd.Env = append(childEnvironment("3,4", "5", p.mark), cmd.Env...)
 	cmd.Args = []string{title(cmd.Args, spec.Name)}
 	cmd.Stdout, cmd.Stderr = theirs[2], theirs[3]
 	defer writeArgs()

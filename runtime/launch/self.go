@@ -84,7 +84,9 @@ type self struct {
 //
 // At most GOMAXPROCS processes start up at once; a start-up ends with the hello. Launch waits for a
 // slot, and the time limit for the hello begins with the start of the process.
-func Self(opts ...Option) Launcher {
+func Self(opts ...Option) Launcher { return newSelf(opts) }
+
+func newSelf(opts []Option) *self {
 	s := &self{options: options{
 		helloTimeout: HelloTimeout,
 		outputGrace:  250 * time.Millisecond,
@@ -109,21 +111,12 @@ func (s *self) Launch(ctx context.Context, spec Spec) (Process, error) {
 }
 
 func (s *self) launch(ctx context.Context, spec Spec) (*process, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
-	}
 	if _, ok := os.LookupEnv(marker); ok {
 		return nil, errors.New("this process was itself launched as a host, but has not looked whether it was (launch.Inherited, " +
 			"which raylink.Init calls): it would start itself over and over")
 	}
 	if err := allowedInTestBinary(); err != nil {
 		return nil, err
-	}
-	if len(spec.Payload) > maxPayload {
-		return nil, fmt.Errorf("its payload of %d bytes is over the limit of %d", len(spec.Payload), maxPayload)
-	}
-	if len(spec.Name) > maxPath {
-		return nil, fmt.Errorf("its name of %d bytes is over the limit of %d", len(spec.Name), maxPath)
 	}
 	cmd, err := command()
 	if err != nil {
@@ -132,6 +125,20 @@ func (s *self) launch(ctx context.Context, spec Spec) (*process, error) {
 	opts := s.options
 	if opts.build == "" {
 		opts.build = Build()
+	}
+	return s.run(ctx, cmd, spec, opts)
+}
+
+// run starts a command once there is a start-up slot.
+func (s *self) run(ctx context.Context, cmd *exec.Cmd, spec Spec, opts options) (*process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	if len(spec.Payload) > maxPayload {
+		return nil, fmt.Errorf("its payload of %d bytes is over the limit of %d", len(spec.Payload), maxPayload)
+	}
+	if len(spec.Name) > maxPath {
+		return nil, fmt.Errorf("its name of %d bytes is over the limit of %d", len(spec.Name), maxPath)
 	}
 	select {
 	case s.starting <- struct{}{}:
