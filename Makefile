@@ -172,6 +172,13 @@ browser: ## install Chromium for the test of pages, where there is none (Debian'
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else echo "There is no Chromium, and it can't be installed here: pages are not tested."; fi
 
+.PHONY: namespaces
+namespaces: ## install iproute2 for the tests on several machines, where there is none (Debian's, as root)
+	@if command -v ip >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; \
+	else echo "There is no iproute2, and it can't be installed here: nothing is tested on several machines."; fi
+
 .PHONY: redis
 redis: ## install redis-server for the rows of the storage in the benchmark, where there is none (Debian's, as root)
 	@if command -v redis-server >/dev/null; then exit 0; fi; \
