@@ -17,7 +17,8 @@ func All() []Mutant {
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
 		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofPublicTables(),
-		ofFeeds(), ofGateway(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
+		ofFeeds(), ofGateway(), ofKeepers(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
+		ofPlacement(), ofMachines(), ofPrograms(), ofTestMachines(), ofPKI(),
 	)
 }
 
