@@ -168,20 +168,23 @@ func TestUselessRenewalsAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, other := newRenewals(t), newCA(t)
 		first := issue(t, r.ca, r.grant)
-		for want, renew := range map[string]Renew{
-			"the new one is valid until 2000-01-01T01:00:00Z only": func(_ context.Context, csr []byte) ([][]byte, error) {
+		for _, c := range []struct {
+			want  string
+			renew Renew
+		}{
+			{"the new one is valid until 2000-01-01T01:00:00Z only", func(_ context.Context, csr []byte) ([][]byte, error) {
 				return r.ca.Sign(csr, Grant{HostID: "host-1", Role: RoleJoin, Lifetime: time.Hour})
-			},
-			"it is not of a CA that is trusted here": func(_ context.Context, csr []byte) ([][]byte, error) { return other.Sign(csr, r.grant) },
-			"it is for another key":                  func(context.Context, []byte) ([][]byte, error) { return first.Certificate, nil },
-			"context deadline exceeded": func(ctx context.Context, _ []byte) ([][]byte, error) {
+			}},
+			{"it is not of a CA that is trusted here", func(_ context.Context, csr []byte) ([][]byte, error) { return other.Sign(csr, r.grant) }},
+			{"it is for another key", func(context.Context, []byte) ([][]byte, error) { return first.Certificate, nil }},
+			{"context deadline exceeded", func(ctx context.Context, _ []byte) ([][]byte, error) {
 				<-ctx.Done()
 				return nil, ctx.Err()
-			},
+			}},
 		} {
-			source, err := NewSource(first, Trust{Roots: r.ca.Roots}, renew, nil)
+			source, err := NewSource(first, Trust{Roots: r.ca.Roots}, c.renew, nil)
 			require.NoError(t, err)
-			require.ErrorContains(t, source.attempt(t.Context(), first.Leaf), want)
+			require.ErrorContains(t, source.attempt(t.Context(), first.Leaf), c.want)
 			cert, err := source.Certificate()
 			require.NoError(t, err)
 			require.Same(t, first, cert)

@@ -278,6 +278,7 @@ func (k *Keeper) forgetLater(p *keptProcess) {
 				continue
 			case <-limit.C:
 			case <-k.life.Done():
+				return // a stream may still be there, for the last messages
 			}
 		}
 		k.mu.Lock()

@@ -60,7 +60,7 @@ func (r *Remote) launch(ctx context.Context, what *machinev1.LaunchSpec, spec Sp
 		remote: r, spec: spec, what: what, id: uuid.NewString(),
 		output:  &output{name: spec.Name, receiver: spec.Output, stalled: spec.Stalled, stallLimit: cmp.Or(r.stallLimit, time.Second)},
 		started: make(chan struct{}), setupDone: make(chan struct{}), done: make(chan struct{}),
-		changed: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1), lines: make(chan numberedLine, keptLines), printed: make(chan struct{}),
 	}
 	if spec.Log != "" {
 		log, err := OpenLog(spec.Log)
@@ -70,6 +70,7 @@ func (r *Remote) launch(ctx context.Context, what *machinev1.LaunchSpec, spec Sp
 		p.output.log = log
 	}
 	p.life, p.endLife = context.WithCancel(context.WithoutCancel(ctx))
+	go p.print()
 	go p.run()
 	select {
 	case <-p.started:
@@ -90,7 +91,8 @@ func (r *Remote) launch(ctx context.Context, what *machinev1.LaunchSpec, spec Sp
 // remoteProcess is a process on another machine.
 //
 // Its goroutine run receives what the keeper sends, and opens the stream again when it was lost;
-// for each stream another one sends requests.
+// for each stream another one sends requests. A third one delivers lines, so that a slow receiver
+// delays nothing else.
 type remoteProcess struct {
 	remote *Remote
 	spec   Spec
@@ -105,10 +107,14 @@ type remoteProcess struct {
 	setupDone chan struct{} // closed when it has reported the result of its set-up
 	done      chan struct{} // closed when it has ended
 	changed   chan struct{} // has an element if there is something to send
+	lines     chan numberedLine
+	linesEnd  sync.Once
+	printed   chan struct{} // closed when all lines were delivered
 
 	mu sync.Mutex // guards the fields below
-	// received is how many messages of the keeper were processed.
-	received uint64
+	// received is how many messages of the keeper have arrived. Those before confirmed were
+	// processed: lines were delivered.
+	received, confirmed uint64
 	pid      int
 	ready    *machinev1.Ready
 	ended    *machinev1.Exit
@@ -338,6 +344,7 @@ func (p *remoteProcess) converse() error {
 	}
 	sender.Wait()
 	if err == nil {
+		p.endLines()
 		p.confirm(stream)
 	}
 	return err
@@ -377,7 +384,7 @@ func (p *remoteProcess) send(ctx context.Context, stream RemoteStream) {
 // confirm sends how much was processed, and what is requested.
 func (p *remoteProcess) confirm(stream RemoteStream) {
 	p.mu.Lock()
-	req := &machinev1.LaunchRequest{Received: p.received, Stop: p.stop, Kill: p.kill}
+	req := &machinev1.LaunchRequest{Received: p.confirmed, Stop: p.stop, Kill: p.kill}
 	p.mu.Unlock()
 	_ = stream.Send(req) // the next stream begins with the same
 }
@@ -385,16 +392,21 @@ func (p *remoteProcess) confirm(stream RemoteStream) {
 // process processes a message, unless an earlier stream had it. It reports whether it was the last
 // one.
 func (p *remoteProcess) process(res *machinev1.LaunchResponse) (last bool) {
-	if res.GetNumber() != p.count() {
+	number := p.count()
+	if res.GetNumber() != number {
 		return false
 	}
-	if line := res.GetLine(); line != nil {
-		p.print(lineOf(line))
+	line := res.GetLine()
+	if line != nil {
+		p.lines <- numberedLine{number: number, Line: lineOf(line)}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if line == nil && p.confirmed == p.received {
+		p.confirmed++
+		defer p.wake()
+	}
 	p.received++
-	defer p.wake()
 	switch what := res.GetWhat().(type) {
 	case *machinev1.LaunchResponse_Started:
 		if p.pid == 0 {
@@ -413,13 +425,36 @@ func (p *remoteProcess) process(res *machinev1.LaunchResponse) (last bool) {
 	return false
 }
 
-// print delivers a line. It blocks while the receiver is slow, for at most a second.
-func (p *remoteProcess) print(line Line) {
-	if line.Path == p.spec.Name {
-		p.output.own(line.Stream, line.Text)
-	} else {
-		p.output.forwarded(line)
+// numberedLine is a line with the number of its message.
+type numberedLine struct {
+	Line
+
+	number uint64
+}
+
+// print delivers the lines. Each waits while the receiver is slow, for at most a second.
+func (p *remoteProcess) print() {
+	defer close(p.printed)
+	for line := range p.lines {
+		if line.Path == p.spec.Name {
+			p.output.own(line.Stream, line.Text)
+		} else {
+			p.output.forwarded(line.Line)
+		}
+		p.mu.Lock()
+		p.confirmed = line.number + 1
+		if len(p.lines) == 0 {
+			p.confirmed = max(p.confirmed, p.received) // what came after it was processed
+		}
+		p.mu.Unlock()
+		p.wake()
 	}
+}
+
+// endLines waits until all lines were delivered. There are no further ones.
+func (p *remoteProcess) endLines() {
+	p.linesEnd.Do(func() { close(p.lines) })
+	<-p.printed
 }
 
 func (p *remoteProcess) refuse(err error) {
@@ -430,6 +465,7 @@ func (p *remoteProcess) refuse(err error) {
 
 // finish records how the process has ended. lost is why that is not known, if it is not.
 func (p *remoteProcess) finish(lost string) {
+	p.endLines()
 	limit := time.NewTimer(time.Second)
 	defer limit.Stop()
 	select {
