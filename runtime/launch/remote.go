@@ -115,10 +115,10 @@ type remoteProcess struct {
 	// received is how many messages of the keeper have arrived. Those before confirmed were
 	// processed: lines were delivered.
 	received, confirmed uint64
-	pid      int
-	ready    *machinev1.Ready
-	ended    *machinev1.Exit
-	exit     Exit
+	pid                 int
+	ready               *machinev1.Ready
+	ended               *machinev1.Exit
+	exit                Exit
 	// refused is the keeper's error.
 	refused error
 	stop    bool
