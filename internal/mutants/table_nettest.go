@@ -34,7 +34,7 @@ func ofTestMachines() []Mutant {
 				File: "internal/nettest/relay.go", Func: "shaper.admit",
 				Original: "waiting.Seconds()*float64(q.Rate)/8 > minQueue", Mutated: "false",
 			},
-			Test: "TestShaperIsALinkWithAQueue", Prints: `the queue is bounded`,
+			Test: "TestShaperIsALinkWithAQueue", Prints: `the queue is bounded`, Args: manyScripts(),
 		},
 		{
 			Name: "nettest/required-machines-are-optional",

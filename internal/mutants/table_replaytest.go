@@ -103,7 +103,7 @@ func ofKilledReplays() []Mutant {
 		},
 		Also: []Edit{{File: ring + "participant.go", Func: "Ring.cleanUp", Original: "mark.participant() == index", Mutated: "mark == 0"}},
 		Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Prints: `reservations are lost|hang: `,
-		Args: []string{failFast, "-test.count=3", "-rows=80000", "-kills=0", "-stuck=10s"}, Timeout: killsTimeout,
+		Args: []string{failFast, "-test.count=12", "-rows=80000", "-kills=0", "-stuck=10s"}, Timeout: killsTimeout,
 	})
 }
 
@@ -135,7 +135,7 @@ func ofKilledFiles() []Mutant {
 	killed := func(name, prints string, e Edit) Mutant {
 		return Mutant{
 			Name: "replay/kills/" + name, Edit: e, Prints: prints,
-			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Args: []string{failFast, "-test.count=3", "-rows=40000", "-kills=0"},
+			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Args: []string{failFast, "-test.count=20", "-rows=40000", "-kills=0"}, Timeout: killsTimeout,
 		}
 	}
 	return []Mutant{

@@ -67,9 +67,10 @@ func TestProcessEndsWithALinkThatIsCutForGood(t *testing.T) {
 	_, err := p.Ready(within(t))
 	require.NoError(t, err)
 	w.link.setCut(true)
-	awaitDone(t, p)
+	const soon = 20 * time.Second
+	require.Eventually(t, func() bool { return p.Exit().String() != "still running" }, soon, time.Millisecond, "the process counts as running")
 	require.Equal(t, "lost: machine-1 could not be reached for 300ms (the connection was lost)", p.Exit().String())
-	require.Eventually(t, func() bool { return !isRunning(p.PID()) }, patience, time.Millisecond, "the process still runs")
+	require.Eventually(t, func() bool { return !isRunning(p.PID()) }, soon, time.Millisecond, "the process still runs")
 
 	w.link.setCut(false)
 	r := &Remote{Machine: "machine-1", Open: w.link.open}
