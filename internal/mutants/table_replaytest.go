@@ -135,7 +135,8 @@ func ofKilledFiles() []Mutant {
 	killed := func(name, prints string, e Edit) Mutant {
 		return Mutant{
 			Name: "replay/kills/" + name, Edit: e, Prints: prints,
-			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Args: []string{failFast, "-test.count=20", "-rows=40000", "-kills=0"}, Timeout: killsTimeout,
+			Test: "TestReplaySurvivesKills", Package: "internal/replaytest", Timeout: killsTimeout,
+			Args: []string{failFast, "-test.count=20", "-rows=40000", "-kills=0"},
 		}
 	}
 	return []Mutant{
