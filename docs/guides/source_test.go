@@ -83,7 +83,8 @@ func source(t *testing.T) []string {
 		case err != nil:
 			return err
 		case entry.IsDir():
-			if path != root && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "gen" || isModule(path)) {
+			// nettest is a part of tests.
+			if path != root && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "gen" || entry.Name() == "nettest" || isModule(path)) {
 				return fs.SkipDir
 			}
 			return nil
