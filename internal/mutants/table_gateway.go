@@ -9,12 +9,12 @@ func ofGateway() []Mutant {
 		{
 			Name: "gateway/ends-of-requests-fail-others",
 			Edit: Edit{File: file, Func: "exchange.end", Original: "!e.responding", Mutated: "true"},
-			Test: "TestEndOfOneRequestDoesNotFailAnother",
+			Test: "TestEndOfOneRequestDoesNotFailAnother", Args: []string{failFast, "-test.count=50"},
 		},
 		{
 			Name: "gateway/requests-do-not-wait-for-the-one-before",
 			Edit: Edit{File: file, Func: "exchange.use", Original: "<-before.returned", Mutated: "_ = before"},
-			Test: "TestEndOfOneRequestDoesNotFailAnother",
+			Test: "TestEndOfOneRequestDoesNotFailAnother", Args: []string{failFast, "-test.count=50"},
 		},
 		{
 			Name: "gateway/connections-of-ended-requests-are-available",

@@ -13,17 +13,17 @@ func ofPlacement() []Mutant {
 			Edit: Edit{
 				File: "brain/internal/placement/demand.go", Func: "demand.room", Original: "b.free()", Mutated: "b.total",
 			},
-			Test: "TestPlacementsAgreeWithTheModel", Prints: disagrees, Args: []string{shrinkBriefly},
+			Test: "TestPlacementsAgreeWithTheModel", Prints: disagrees, Args: manyScripts(),
 		},
 		{
 			Name: "placement/nodes-of-a-gang-share-a-gpu",
 			Edit: Edit{File: decide, Func: "candidate.place", Original: "c.gpus = c.gpus[gpus:]", Mutated: "_ = c.gpus[gpus:]"},
-			Test: "TestPlacementsAgreeWithTheModel", Prints: disagrees, Args: []string{shrinkBriefly},
+			Test: "TestPlacementsAgreeWithTheModel", Prints: disagrees, Args: manyScripts(),
 		},
 		{
 			Name: "placement/dropped-versions-have-effects",
 			Edit: Edit{File: accounts, Func: "Accounts.own", Original: "if a.owned {", Mutated: "if a.owned || a.base != nil {"},
-			Test: "TestPlacementsAgreeWithTheModel", Prints: disagrees, Args: []string{shrinkBriefly},
+			Test: "TestPlacementsAgreeWithTheModel", Prints: disagrees, Args: manyScripts(),
 		},
 		{
 			Name: "placement/later-requests-pass-those-that-wait",

@@ -43,7 +43,7 @@ func ofPrograms() []Mutant {
 		{
 			Name: "programs/most-recently-used-leaves",
 			Edit: Edit{File: space, Func: "Cache.choose", Original: "a.used.Compare(b.used)", Mutated: "b.used.Compare(a.used)"},
-			Test: "TestCacheAgreesWithItsModel", Prints: disagrees, Args: []string{shrinkBriefly},
+			Test: "TestCacheAgreesWithItsModel", Prints: disagrees, Args: manyScripts(),
 		},
 		{
 			Name: "programs/file-that-is-open-for-writing-is-run",
