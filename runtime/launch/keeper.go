@@ -208,7 +208,7 @@ func (p *keptProcess) run(what *machinev1.LaunchSpec) {
 			<-process.Done()
 		}
 	case *FailedError:
-		p.setUp(&machinev1.Ready{Result: &machinev1.Ready_Failure{Failure: nonNil(err.Payload)}})
+		p.setUp(&machinev1.Ready{Result: &machinev1.Ready_Failure{Failure: err.Payload}})
 	case *DiedError:
 		exit.Greeted = err.Greeted
 	case *HandshakeError:
@@ -253,14 +253,6 @@ func (p *keptProcess) awaitOutput() {
 			return
 		}
 	}
-}
-
-// nonNil returns b, which is not nil: so that the message shows that the set-up has failed.
-func nonNil(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
 }
 
 // forgetLater forgets a process that has ended, once its launcher has confirmed that, or has been

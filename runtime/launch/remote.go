@@ -252,7 +252,8 @@ func (p *remoteProcess) Ready(ctx context.Context) ([]byte, error) {
 		return nil, &HandshakeError{Name: p.spec.Name, PID: p.PID(), Reason: ended.GetRefusal(), Exit: exit}
 	case ready == nil:
 		return nil, &DiedError{Name: p.spec.Name, PID: p.PID(), Greeted: ended.GetGreeted(), Exit: exit}
-	case ready.GetFailure() == nil:
+	}
+	if _, failed := ready.GetResult().(*machinev1.Ready_Failure); !failed {
 		return ready.GetPayload(), nil
 	}
 	select {

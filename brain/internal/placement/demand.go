@@ -133,20 +133,16 @@ func (d *demand) accepts(acct *account) bool {
 
 // capacity is how many nodes of the request a machine could have if it were empty.
 func (d *demand) capacity(acct *account) int {
-	times := d.each
-	at := 0
-	for i := range d.needs {
-		var b *balance
-		if b, at = acct.next(at, d.needs[i].name); b == nil {
-			return 0
-		}
-		times = d.needs[i].times(b.total, times)
-	}
-	return times
+	return d.fit(acct, func(b *balance) int64 { return b.total })
 }
 
 // room is how many nodes of the request a machine can have now.
 func (d *demand) room(acct *account) int {
+	return d.fit(acct, func(b *balance) int64 { return b.free() })
+}
+
+// fit is how many nodes of the request a machine can have with an amount of each resource.
+func (d *demand) fit(acct *account, amount func(*balance) int64) int {
 	times := d.each
 	at := 0
 	for i := range d.needs {
@@ -154,7 +150,7 @@ func (d *demand) room(acct *account) int {
 		if b, at = acct.next(at, d.needs[i].name); b == nil {
 			return 0
 		}
-		times = d.needs[i].times(b.free(), times)
+		times = d.needs[i].times(amount(b), times)
 	}
 	return times
 }
