@@ -67,3 +67,15 @@ func (b brainClient) Watch(ctx context.Context) (brainv1connect.BrainServiceWatc
 func (b brainClient) ReportHost(ctx context.Context, req *brainv1.ReportHostRequest) (*brainv1.ReportHostResponse, error) {
 	return b.client.ReportHost(own(ctx), req)
 }
+
+// ListMachines implements the client.
+func (b brainClient) ListMachines(ctx context.Context, req *brainv1.ListMachinesRequest) (*brainv1.ListMachinesResponse, error) {
+	return b.client.ListMachines(own(ctx), req)
+}
+
+// WatchMachines implements the client.
+func (b brainClient) WatchMachines(
+	ctx context.Context, req *brainv1.WatchMachinesRequest,
+) (brainv1connect.BrainServiceWatchMachinesClientStream, error) {
+	return b.client.WatchMachines(own(ctx), req)
+}

@@ -9,10 +9,12 @@
 package brainv1
 
 import (
+	v11 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	v1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -168,7 +170,10 @@ type RegisterRequest struct {
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The launcher restarts the nodes when they die. A node that died keeps its record, with the
 	// state dead, until its next incarnation begins or it is removed.
-	Restarts      bool `protobuf:"varint,9,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	Restarts bool `protobuf:"varint,9,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	// Where the nodes run: their records get allocations. If there is no room at the moment, the call
+	// waits until there is. Unset for nodes in their parent's process.
+	Place         *v1.Place `protobuf:"bytes,10,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -266,9 +271,18 @@ func (x *RegisterRequest) GetRestarts() bool {
 	return false
 }
 
+func (x *RegisterRequest) GetPlace() *v1.Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
 type RegisterResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nodes         []*v1.NodeRecord       `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nodes []*v1.NodeRecord       `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// The machines of their allocations.
+	Machines      []*MachineUse `protobuf:"bytes,2,rep,name=machines,proto3" json:"machines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +324,266 @@ func (x *RegisterResponse) GetNodes() []*v1.NodeRecord {
 	return nil
 }
 
+func (x *RegisterResponse) GetMachines() []*MachineUse {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+// MachineUse is a machine of the system.
+type MachineUse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine *v11.Machine           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// The host that launches processes there.
+	Keeper *v1.HostInfo `protobuf:"bytes,2,opt,name=keeper,proto3" json:"keeper,omitempty"`
+	// What is allocated: memory in bytes, other resources in thousandths.
+	Used map[string]int64 `protobuf:"bytes,3,rep,name=used,proto3" json:"used,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// How many nodes have allocations there, also empty ones.
+	Nodes uint64 `protobuf:"varint,4,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	// When its keeper joined.
+	Joined        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=joined,proto3" json:"joined,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MachineUse) Reset() {
+	*x = MachineUse{}
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineUse) ProtoMessage() {}
+
+func (x *MachineUse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineUse.ProtoReflect.Descriptor instead.
+func (*MachineUse) Descriptor() ([]byte, []int) {
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *MachineUse) GetMachine() *v11.Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *MachineUse) GetKeeper() *v1.HostInfo {
+	if x != nil {
+		return x.Keeper
+	}
+	return nil
+}
+
+func (x *MachineUse) GetUsed() map[string]int64 {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
+func (x *MachineUse) GetNodes() uint64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *MachineUse) GetJoined() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Joined
+	}
+	return nil
+}
+
+type ListMachinesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name or id of the machine to list; empty for all.
+	Machine       string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMachinesRequest) Reset() {
+	*x = ListMachinesRequest{}
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMachinesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMachinesRequest) ProtoMessage() {}
+
+func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
+func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListMachinesRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type ListMachinesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by name, then by id.
+	Machines      []*MachineUse `protobuf:"bytes,1,rep,name=machines,proto3" json:"machines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMachinesResponse) Reset() {
+	*x = ListMachinesResponse{}
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMachinesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMachinesResponse) ProtoMessage() {}
+
+func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
+func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListMachinesResponse) GetMachines() []*MachineUse {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+type WatchMachinesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchMachinesRequest) Reset() {
+	*x = WatchMachinesRequest{}
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchMachinesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchMachinesRequest) ProtoMessage() {}
+
+func (x *WatchMachinesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchMachinesRequest.ProtoReflect.Descriptor instead.
+func (*WatchMachinesRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{7}
+}
+
+type WatchMachinesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All machines. A message is sent at first, and when a machine has joined, left or changed: not
+	// for each change of what is used.
+	Machines      []*MachineUse `protobuf:"bytes,1,rep,name=machines,proto3" json:"machines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchMachinesResponse) Reset() {
+	*x = WatchMachinesResponse{}
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchMachinesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchMachinesResponse) ProtoMessage() {}
+
+func (x *WatchMachinesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchMachinesResponse.ProtoReflect.Descriptor instead.
+func (*WatchMachinesResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *WatchMachinesResponse) GetMachines() []*MachineUse {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
 // Change is a change of one record. Fields that are not set leave the record unchanged.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -330,7 +604,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[4]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +616,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[4]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +629,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{4}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Change) GetNid() string {
@@ -417,7 +691,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[5]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -429,7 +703,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[5]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -442,7 +716,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{5}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateRequest) GetChanges() []*Change {
@@ -461,7 +735,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[6]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +747,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[6]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +760,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{6}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UpdateResponse) GetNodes() []*v1.NodeRecord {
@@ -512,7 +786,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[7]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +798,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[7]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +811,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{7}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemoveRequest) GetNids() []string {
@@ -571,7 +845,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[8]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -583,7 +857,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[8]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -596,7 +870,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{8}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveResponse) GetNodes() []*v1.NodeRecord {
@@ -622,7 +896,7 @@ type Where struct {
 
 func (x *Where) Reset() {
 	*x = Where{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[9]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +908,7 @@ func (x *Where) String() string {
 func (*Where) ProtoMessage() {}
 
 func (x *Where) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[9]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +921,7 @@ func (x *Where) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Where.ProtoReflect.Descriptor instead.
 func (*Where) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{9}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Where) GetBy() isWhere_By {
@@ -731,7 +1005,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[10]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +1017,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[10]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1030,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{10}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LookupRequest) GetWhere() *Where {
@@ -775,7 +1049,7 @@ type LookupResponse struct {
 
 func (x *LookupResponse) Reset() {
 	*x = LookupResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[11]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1061,7 @@ func (x *LookupResponse) String() string {
 func (*LookupResponse) ProtoMessage() {}
 
 func (x *LookupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[11]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1074,7 @@ func (x *LookupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupResponse.ProtoReflect.Descriptor instead.
 func (*LookupResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{11}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LookupResponse) GetNode() *v1.NodeRecord {
@@ -822,7 +1096,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[12]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1108,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[12]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1121,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{12}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListRequest) GetRoot() string {
@@ -875,7 +1149,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[13]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1161,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[13]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1174,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{13}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListResponse) GetNodes() []*v1.NodeRecord {
@@ -920,14 +1194,16 @@ type AttachRequest struct {
 	Nodes []*v1.NodeRef `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	// The host shuts down gracefully: its remaining nodes are removed at once, and not reported as
 	// dead.
-	Goodbye       bool `protobuf:"varint,3,opt,name=goodbye,proto3" json:"goodbye,omitempty"`
+	Goodbye bool `protobuf:"varint,3,opt,name=goodbye,proto3" json:"goodbye,omitempty"`
+	// First message only: the machine that the host keeps; unset if it keeps none.
+	Machine       *v11.Machine `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[14]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1215,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[14]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1228,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{14}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AttachRequest) GetHost() *v1.HostInfo {
@@ -976,6 +1252,13 @@ func (x *AttachRequest) GetGoodbye() bool {
 	return false
 }
 
+func (x *AttachRequest) GetMachine() *v11.Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
 type AttachResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The remaining duration of the lease; the host must send a keepalive well before it expires.
@@ -991,7 +1274,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[15]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1286,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[15]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1299,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{15}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AttachResponse) GetLease() *durationpb.Duration {
@@ -1052,7 +1335,7 @@ type WebPolicy struct {
 
 func (x *WebPolicy) Reset() {
 	*x = WebPolicy{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1347,7 @@ func (x *WebPolicy) String() string {
 func (*WebPolicy) ProtoMessage() {}
 
 func (x *WebPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1360,7 @@ func (x *WebPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WebPolicy.ProtoReflect.Descriptor instead.
 func (*WebPolicy) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{16}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WebPolicy) GetOrigins() []string {
@@ -1109,7 +1392,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1404,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1417,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{17}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WatchRequest) GetAdd() []string {
@@ -1170,7 +1453,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1465,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1478,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{18}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchResponse) GetNodes() []*v1.NodeRecord {
@@ -1224,7 +1507,7 @@ type ReportHostRequest struct {
 
 func (x *ReportHostRequest) Reset() {
 	*x = ReportHostRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1519,7 @@ func (x *ReportHostRequest) String() string {
 func (*ReportHostRequest) ProtoMessage() {}
 
 func (x *ReportHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1532,7 @@ func (x *ReportHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportHostRequest.ProtoReflect.Descriptor instead.
 func (*ReportHostRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{19}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReportHostRequest) GetHostId() string {
@@ -1274,7 +1557,7 @@ type ReportHostResponse struct {
 
 func (x *ReportHostResponse) Reset() {
 	*x = ReportHostResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[20]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1569,7 @@ func (x *ReportHostResponse) String() string {
 func (*ReportHostResponse) ProtoMessage() {}
 
 func (x *ReportHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[20]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,14 +1582,14 @@ func (x *ReportHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportHostResponse.ProtoReflect.Descriptor instead.
 func (*ReportHostResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{20}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{25}
 }
 
 var File_raylink_brain_v1_brain_proto protoreflect.FileDescriptor
 
 const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\n" +
-	"\x1craylink/brain/v1/brain.proto\x12\x10raylink.brain.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1araylink/node/v1/node.proto\"P\n" +
+	"\x1craylink/brain/v1/brain.proto\x12\x10raylink.brain.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a raylink/machine/v1/machine.proto\x1a\x1araylink/node/v1/node.proto\"P\n" +
 	"\fHelloRequest\x12\x1f\n" +
 	"\vmin_version\x18\x01 \x01(\rR\n" +
 	"minVersion\x12\x1f\n" +
@@ -1316,7 +1599,7 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x19\n" +
 	"\bbrain_id\x18\x02 \x01(\tR\abrainId\x12,\n" +
 	"\x04root\x18\x03 \x01(\v2\x18.raylink.node.v1.NodeRefR\x04root\x12/\n" +
-	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\x9f\x03\n" +
+	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\xcd\x03\n" +
 	"\x0fRegisterRequest\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\tR\x06parent\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -1329,12 +1612,32 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\blauncher\x18\a \x01(\v2\x19.raylink.node.v1.HostInfoR\blauncher\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\b \x01(\tR\trequestId\x12\x1a\n" +
-	"\brestarts\x18\t \x01(\bR\brestarts\x1aU\n" +
+	"\brestarts\x18\t \x01(\bR\brestarts\x12,\n" +
+	"\x05place\x18\n" +
+	" \x01(\v2\x16.raylink.node.v1.PlaceR\x05place\x1aU\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"E\n" +
+	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"\x7f\n" +
 	"\x10RegisterResponse\x121\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"\x8e\x03\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\x128\n" +
+	"\bmachines\x18\x02 \x03(\v2\x1c.raylink.brain.v1.MachineUseR\bmachines\"\xb5\x02\n" +
+	"\n" +
+	"MachineUse\x125\n" +
+	"\amachine\x18\x01 \x01(\v2\x1b.raylink.machine.v1.MachineR\amachine\x121\n" +
+	"\x06keeper\x18\x02 \x01(\v2\x19.raylink.node.v1.HostInfoR\x06keeper\x12:\n" +
+	"\x04used\x18\x03 \x03(\v2&.raylink.brain.v1.MachineUse.UsedEntryR\x04used\x12\x14\n" +
+	"\x05nodes\x18\x04 \x01(\x04R\x05nodes\x122\n" +
+	"\x06joined\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06joined\x1a7\n" +
+	"\tUsedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"/\n" +
+	"\x13ListMachinesRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"P\n" +
+	"\x14ListMachinesResponse\x128\n" +
+	"\bmachines\x18\x01 \x03(\v2\x1c.raylink.brain.v1.MachineUseR\bmachines\"\x16\n" +
+	"\x14WatchMachinesRequest\"Q\n" +
+	"\x15WatchMachinesResponse\x128\n" +
+	"\bmachines\x18\x01 \x03(\v2\x1c.raylink.brain.v1.MachineUseR\bmachines\"\x8e\x03\n" +
 	"\x06Change\x12\x10\n" +
 	"\x03nid\x18\x01 \x01(\tR\x03nid\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +
@@ -1371,11 +1674,12 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\x04root\x18\x01 \x01(\tR\x04root\x12\x1a\n" +
 	"\bchildren\x18\x02 \x01(\bR\bchildren\"A\n" +
 	"\fListResponse\x121\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"\x88\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"\xbf\x01\n" +
 	"\rAttachRequest\x12-\n" +
 	"\x04host\x18\x01 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\x12.\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x18.raylink.node.v1.NodeRefR\x05nodes\x12\x18\n" +
-	"\agoodbye\x18\x03 \x01(\bR\agoodbye\"\x8a\x01\n" +
+	"\agoodbye\x18\x03 \x01(\bR\agoodbye\x125\n" +
+	"\amachine\x18\x04 \x01(\v2\x1b.raylink.machine.v1.MachineR\amachine\"\x8a\x01\n" +
 	"\x0eAttachResponse\x12/\n" +
 	"\x05lease\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x18\n" +
 	"\aunknown\x18\x02 \x03(\tR\aunknown\x12-\n" +
@@ -1393,7 +1697,7 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\x11ReportHostRequest\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\tR\x06hostId\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\"\x14\n" +
-	"\x12ReportHostResponse2\xd1\x05\n" +
+	"\x12ReportHostResponse2\x94\a\n" +
 	"\fBrainService\x12H\n" +
 	"\x05Hello\x12\x1e.raylink.brain.v1.HelloRequest\x1a\x1f.raylink.brain.v1.HelloResponse\x12Q\n" +
 	"\bRegister\x12!.raylink.brain.v1.RegisterRequest\x1a\".raylink.brain.v1.RegisterResponse\x12K\n" +
@@ -1404,7 +1708,9 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\x06Attach\x12\x1f.raylink.brain.v1.AttachRequest\x1a .raylink.brain.v1.AttachResponse(\x010\x01\x12L\n" +
 	"\x05Watch\x12\x1e.raylink.brain.v1.WatchRequest\x1a\x1f.raylink.brain.v1.WatchResponse(\x010\x01\x12W\n" +
 	"\n" +
-	"ReportHost\x12#.raylink.brain.v1.ReportHostRequest\x1a$.raylink.brain.v1.ReportHostResponseB9Z7github.com/raylink/raylink/gen/raylink/brain/v1;brainv1b\x06proto3"
+	"ReportHost\x12#.raylink.brain.v1.ReportHostRequest\x1a$.raylink.brain.v1.ReportHostResponse\x12]\n" +
+	"\fListMachines\x12%.raylink.brain.v1.ListMachinesRequest\x1a&.raylink.brain.v1.ListMachinesResponse\x12b\n" +
+	"\rWatchMachines\x12&.raylink.brain.v1.WatchMachinesRequest\x1a'.raylink.brain.v1.WatchMachinesResponse0\x01B9Z7github.com/raylink/raylink/gen/raylink/brain/v1;brainv1b\x06proto3"
 
 var (
 	file_raylink_brain_v1_brain_proto_rawDescOnce sync.Once
@@ -1418,83 +1724,105 @@ func file_raylink_brain_v1_brain_proto_rawDescGZIP() []byte {
 	return file_raylink_brain_v1_brain_proto_rawDescData
 }
 
-var file_raylink_brain_v1_brain_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_raylink_brain_v1_brain_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_raylink_brain_v1_brain_proto_goTypes = []any{
-	(*HelloRequest)(nil),        // 0: raylink.brain.v1.HelloRequest
-	(*HelloResponse)(nil),       // 1: raylink.brain.v1.HelloResponse
-	(*RegisterRequest)(nil),     // 2: raylink.brain.v1.RegisterRequest
-	(*RegisterResponse)(nil),    // 3: raylink.brain.v1.RegisterResponse
-	(*Change)(nil),              // 4: raylink.brain.v1.Change
-	(*UpdateRequest)(nil),       // 5: raylink.brain.v1.UpdateRequest
-	(*UpdateResponse)(nil),      // 6: raylink.brain.v1.UpdateResponse
-	(*RemoveRequest)(nil),       // 7: raylink.brain.v1.RemoveRequest
-	(*RemoveResponse)(nil),      // 8: raylink.brain.v1.RemoveResponse
-	(*Where)(nil),               // 9: raylink.brain.v1.Where
-	(*LookupRequest)(nil),       // 10: raylink.brain.v1.LookupRequest
-	(*LookupResponse)(nil),      // 11: raylink.brain.v1.LookupResponse
-	(*ListRequest)(nil),         // 12: raylink.brain.v1.ListRequest
-	(*ListResponse)(nil),        // 13: raylink.brain.v1.ListResponse
-	(*AttachRequest)(nil),       // 14: raylink.brain.v1.AttachRequest
-	(*AttachResponse)(nil),      // 15: raylink.brain.v1.AttachResponse
-	(*WebPolicy)(nil),           // 16: raylink.brain.v1.WebPolicy
-	(*WatchRequest)(nil),        // 17: raylink.brain.v1.WatchRequest
-	(*WatchResponse)(nil),       // 18: raylink.brain.v1.WatchResponse
-	(*ReportHostRequest)(nil),   // 19: raylink.brain.v1.ReportHostRequest
-	(*ReportHostResponse)(nil),  // 20: raylink.brain.v1.ReportHostResponse
-	nil,                         // 21: raylink.brain.v1.RegisterRequest.AttributesEntry
-	nil,                         // 22: raylink.brain.v1.Change.SetAttributesEntry
-	(*v1.NodeRef)(nil),          // 23: raylink.node.v1.NodeRef
-	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
-	(*v1.HostInfo)(nil),         // 25: raylink.node.v1.HostInfo
-	(*v1.NodeRecord)(nil),       // 26: raylink.node.v1.NodeRecord
-	(v1.NodeState)(0),           // 27: raylink.node.v1.NodeState
-	(*v1.Value)(nil),            // 28: raylink.node.v1.Value
+	(*HelloRequest)(nil),          // 0: raylink.brain.v1.HelloRequest
+	(*HelloResponse)(nil),         // 1: raylink.brain.v1.HelloResponse
+	(*RegisterRequest)(nil),       // 2: raylink.brain.v1.RegisterRequest
+	(*RegisterResponse)(nil),      // 3: raylink.brain.v1.RegisterResponse
+	(*MachineUse)(nil),            // 4: raylink.brain.v1.MachineUse
+	(*ListMachinesRequest)(nil),   // 5: raylink.brain.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),  // 6: raylink.brain.v1.ListMachinesResponse
+	(*WatchMachinesRequest)(nil),  // 7: raylink.brain.v1.WatchMachinesRequest
+	(*WatchMachinesResponse)(nil), // 8: raylink.brain.v1.WatchMachinesResponse
+	(*Change)(nil),                // 9: raylink.brain.v1.Change
+	(*UpdateRequest)(nil),         // 10: raylink.brain.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 11: raylink.brain.v1.UpdateResponse
+	(*RemoveRequest)(nil),         // 12: raylink.brain.v1.RemoveRequest
+	(*RemoveResponse)(nil),        // 13: raylink.brain.v1.RemoveResponse
+	(*Where)(nil),                 // 14: raylink.brain.v1.Where
+	(*LookupRequest)(nil),         // 15: raylink.brain.v1.LookupRequest
+	(*LookupResponse)(nil),        // 16: raylink.brain.v1.LookupResponse
+	(*ListRequest)(nil),           // 17: raylink.brain.v1.ListRequest
+	(*ListResponse)(nil),          // 18: raylink.brain.v1.ListResponse
+	(*AttachRequest)(nil),         // 19: raylink.brain.v1.AttachRequest
+	(*AttachResponse)(nil),        // 20: raylink.brain.v1.AttachResponse
+	(*WebPolicy)(nil),             // 21: raylink.brain.v1.WebPolicy
+	(*WatchRequest)(nil),          // 22: raylink.brain.v1.WatchRequest
+	(*WatchResponse)(nil),         // 23: raylink.brain.v1.WatchResponse
+	(*ReportHostRequest)(nil),     // 24: raylink.brain.v1.ReportHostRequest
+	(*ReportHostResponse)(nil),    // 25: raylink.brain.v1.ReportHostResponse
+	nil,                           // 26: raylink.brain.v1.RegisterRequest.AttributesEntry
+	nil,                           // 27: raylink.brain.v1.MachineUse.UsedEntry
+	nil,                           // 28: raylink.brain.v1.Change.SetAttributesEntry
+	(*v1.NodeRef)(nil),            // 29: raylink.node.v1.NodeRef
+	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
+	(*v1.HostInfo)(nil),           // 31: raylink.node.v1.HostInfo
+	(*v1.Place)(nil),              // 32: raylink.node.v1.Place
+	(*v1.NodeRecord)(nil),         // 33: raylink.node.v1.NodeRecord
+	(*v11.Machine)(nil),           // 34: raylink.machine.v1.Machine
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(v1.NodeState)(0),             // 36: raylink.node.v1.NodeState
+	(*v1.Value)(nil),              // 37: raylink.node.v1.Value
 }
 var file_raylink_brain_v1_brain_proto_depIdxs = []int32{
-	23, // 0: raylink.brain.v1.HelloResponse.root:type_name -> raylink.node.v1.NodeRef
-	24, // 1: raylink.brain.v1.HelloResponse.lease:type_name -> google.protobuf.Duration
-	21, // 2: raylink.brain.v1.RegisterRequest.attributes:type_name -> raylink.brain.v1.RegisterRequest.AttributesEntry
-	25, // 3: raylink.brain.v1.RegisterRequest.launcher:type_name -> raylink.node.v1.HostInfo
-	26, // 4: raylink.brain.v1.RegisterResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	27, // 5: raylink.brain.v1.Change.state:type_name -> raylink.node.v1.NodeState
-	25, // 6: raylink.brain.v1.Change.host:type_name -> raylink.node.v1.HostInfo
-	22, // 7: raylink.brain.v1.Change.set_attributes:type_name -> raylink.brain.v1.Change.SetAttributesEntry
-	4,  // 8: raylink.brain.v1.UpdateRequest.changes:type_name -> raylink.brain.v1.Change
-	26, // 9: raylink.brain.v1.UpdateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	26, // 10: raylink.brain.v1.RemoveResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	9,  // 11: raylink.brain.v1.LookupRequest.where:type_name -> raylink.brain.v1.Where
-	26, // 12: raylink.brain.v1.LookupResponse.node:type_name -> raylink.node.v1.NodeRecord
-	26, // 13: raylink.brain.v1.ListResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	25, // 14: raylink.brain.v1.AttachRequest.host:type_name -> raylink.node.v1.HostInfo
-	23, // 15: raylink.brain.v1.AttachRequest.nodes:type_name -> raylink.node.v1.NodeRef
-	24, // 16: raylink.brain.v1.AttachResponse.lease:type_name -> google.protobuf.Duration
-	16, // 17: raylink.brain.v1.AttachResponse.web:type_name -> raylink.brain.v1.WebPolicy
-	26, // 18: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	28, // 19: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	28, // 20: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
-	0,  // 21: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
-	2,  // 22: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
-	5,  // 23: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
-	7,  // 24: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
-	10, // 25: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
-	12, // 26: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
-	14, // 27: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
-	17, // 28: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
-	19, // 29: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
-	1,  // 30: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
-	3,  // 31: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
-	6,  // 32: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
-	8,  // 33: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
-	11, // 34: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
-	13, // 35: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
-	15, // 36: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
-	18, // 37: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
-	20, // 38: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
-	30, // [30:39] is the sub-list for method output_type
-	21, // [21:30] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	29, // 0: raylink.brain.v1.HelloResponse.root:type_name -> raylink.node.v1.NodeRef
+	30, // 1: raylink.brain.v1.HelloResponse.lease:type_name -> google.protobuf.Duration
+	26, // 2: raylink.brain.v1.RegisterRequest.attributes:type_name -> raylink.brain.v1.RegisterRequest.AttributesEntry
+	31, // 3: raylink.brain.v1.RegisterRequest.launcher:type_name -> raylink.node.v1.HostInfo
+	32, // 4: raylink.brain.v1.RegisterRequest.place:type_name -> raylink.node.v1.Place
+	33, // 5: raylink.brain.v1.RegisterResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	4,  // 6: raylink.brain.v1.RegisterResponse.machines:type_name -> raylink.brain.v1.MachineUse
+	34, // 7: raylink.brain.v1.MachineUse.machine:type_name -> raylink.machine.v1.Machine
+	31, // 8: raylink.brain.v1.MachineUse.keeper:type_name -> raylink.node.v1.HostInfo
+	27, // 9: raylink.brain.v1.MachineUse.used:type_name -> raylink.brain.v1.MachineUse.UsedEntry
+	35, // 10: raylink.brain.v1.MachineUse.joined:type_name -> google.protobuf.Timestamp
+	4,  // 11: raylink.brain.v1.ListMachinesResponse.machines:type_name -> raylink.brain.v1.MachineUse
+	4,  // 12: raylink.brain.v1.WatchMachinesResponse.machines:type_name -> raylink.brain.v1.MachineUse
+	36, // 13: raylink.brain.v1.Change.state:type_name -> raylink.node.v1.NodeState
+	31, // 14: raylink.brain.v1.Change.host:type_name -> raylink.node.v1.HostInfo
+	28, // 15: raylink.brain.v1.Change.set_attributes:type_name -> raylink.brain.v1.Change.SetAttributesEntry
+	9,  // 16: raylink.brain.v1.UpdateRequest.changes:type_name -> raylink.brain.v1.Change
+	33, // 17: raylink.brain.v1.UpdateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	33, // 18: raylink.brain.v1.RemoveResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	14, // 19: raylink.brain.v1.LookupRequest.where:type_name -> raylink.brain.v1.Where
+	33, // 20: raylink.brain.v1.LookupResponse.node:type_name -> raylink.node.v1.NodeRecord
+	33, // 21: raylink.brain.v1.ListResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	31, // 22: raylink.brain.v1.AttachRequest.host:type_name -> raylink.node.v1.HostInfo
+	29, // 23: raylink.brain.v1.AttachRequest.nodes:type_name -> raylink.node.v1.NodeRef
+	34, // 24: raylink.brain.v1.AttachRequest.machine:type_name -> raylink.machine.v1.Machine
+	30, // 25: raylink.brain.v1.AttachResponse.lease:type_name -> google.protobuf.Duration
+	21, // 26: raylink.brain.v1.AttachResponse.web:type_name -> raylink.brain.v1.WebPolicy
+	33, // 27: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	37, // 28: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	37, // 29: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
+	0,  // 30: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
+	2,  // 31: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
+	10, // 32: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
+	12, // 33: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
+	15, // 34: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
+	17, // 35: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
+	19, // 36: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
+	22, // 37: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
+	24, // 38: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
+	5,  // 39: raylink.brain.v1.BrainService.ListMachines:input_type -> raylink.brain.v1.ListMachinesRequest
+	7,  // 40: raylink.brain.v1.BrainService.WatchMachines:input_type -> raylink.brain.v1.WatchMachinesRequest
+	1,  // 41: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
+	3,  // 42: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
+	11, // 43: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
+	13, // 44: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
+	16, // 45: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
+	18, // 46: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
+	20, // 47: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
+	23, // 48: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
+	25, // 49: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
+	6,  // 50: raylink.brain.v1.BrainService.ListMachines:output_type -> raylink.brain.v1.ListMachinesResponse
+	8,  // 51: raylink.brain.v1.BrainService.WatchMachines:output_type -> raylink.brain.v1.WatchMachinesResponse
+	41, // [41:52] is the sub-list for method output_type
+	30, // [30:41] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_raylink_brain_v1_brain_proto_init() }
@@ -1502,7 +1830,7 @@ func file_raylink_brain_v1_brain_proto_init() {
 	if File_raylink_brain_v1_brain_proto != nil {
 		return
 	}
-	file_raylink_brain_v1_brain_proto_msgTypes[9].OneofWrappers = []any{
+	file_raylink_brain_v1_brain_proto_msgTypes[14].OneofWrappers = []any{
 		(*Where_Path)(nil),
 		(*Where_Alias)(nil),
 		(*Where_Nid)(nil),
@@ -1514,7 +1842,7 @@ func file_raylink_brain_v1_brain_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_brain_v1_brain_proto_rawDesc), len(file_raylink_brain_v1_brain_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -151,6 +151,197 @@ func (x *Program) GetName() string {
 	return ""
 }
 
+// Machine is what a machine's keeper declares about it: the host that keeps the machine in the
+// system, as an agent, a driver or Brain's process.
+type Machine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The machine's identity, as in HostInfo.machine.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What users call it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What it executes.
+	Platform *Platform `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Its capacity: memory in bytes, other resources in thousandths.
+	Resources map[string]int64 `protobuf:"bytes,4,rep,name=resources,proto3" json:"resources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Its GPUs, as many as its capacity has: each as in CUDA_VISIBLE_DEVICES. An allocation has
+	// positions in this list.
+	Gpus   []string          `protobuf:"bytes,5,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The keeper is an agent. Where a machine has several keepers, an agent's description is in
+	// effect.
+	Agent bool `protobuf:"varint,7,opt,name=agent,proto3" json:"agent,omitempty"`
+	// The names of the programs that are installed there.
+	Programs      []string `protobuf:"bytes,8,rep,name=programs,proto3" json:"programs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Machine) Reset() {
+	*x = Machine{}
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Machine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Machine) ProtoMessage() {}
+
+func (x *Machine) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Machine.ProtoReflect.Descriptor instead.
+func (*Machine) Descriptor() ([]byte, []int) {
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Machine) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Machine) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Machine) GetPlatform() *Platform {
+	if x != nil {
+		return x.Platform
+	}
+	return nil
+}
+
+func (x *Machine) GetResources() map[string]int64 {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *Machine) GetGpus() []string {
+	if x != nil {
+		return x.Gpus
+	}
+	return nil
+}
+
+func (x *Machine) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Machine) GetAgent() bool {
+	if x != nil {
+		return x.Agent
+	}
+	return false
+}
+
+func (x *Machine) GetPrograms() []string {
+	if x != nil {
+		return x.Programs
+	}
+	return nil
+}
+
+// HostSettings are what a process on another machine than its launcher's gets from the keeper
+// instead: addresses and directories of that machine. They contain no secrets.
+type HostSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// See the options of the runtime with these names.
+	Listen    string `protobuf:"bytes,1,opt,name=listen,proto3" json:"listen,omitempty"`
+	Advertise string `protobuf:"bytes,2,opt,name=advertise,proto3" json:"advertise,omitempty"`
+	Brain     string `protobuf:"bytes,3,opt,name=brain,proto3" json:"brain,omitempty"`
+	Data      string `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	// The run directory.
+	Run           string `protobuf:"bytes,5,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostSettings) Reset() {
+	*x = HostSettings{}
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostSettings) ProtoMessage() {}
+
+func (x *HostSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostSettings.ProtoReflect.Descriptor instead.
+func (*HostSettings) Descriptor() ([]byte, []int) {
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *HostSettings) GetListen() string {
+	if x != nil {
+		return x.Listen
+	}
+	return ""
+}
+
+func (x *HostSettings) GetAdvertise() string {
+	if x != nil {
+		return x.Advertise
+	}
+	return ""
+}
+
+func (x *HostSettings) GetBrain() string {
+	if x != nil {
+		return x.Brain
+	}
+	return ""
+}
+
+func (x *HostSettings) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
+}
+
+func (x *HostSettings) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
 // LaunchSpec describes a process to be launched on the machine of the host that is called.
 type LaunchSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -175,7 +366,7 @@ type LaunchSpec struct {
 
 func (x *LaunchSpec) Reset() {
 	*x = LaunchSpec{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[2]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -187,7 +378,7 @@ func (x *LaunchSpec) String() string {
 func (*LaunchSpec) ProtoMessage() {}
 
 func (x *LaunchSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[2]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -200,7 +391,7 @@ func (x *LaunchSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaunchSpec.ProtoReflect.Descriptor instead.
 func (*LaunchSpec) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{2}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LaunchSpec) GetNode() string {
@@ -278,7 +469,7 @@ type LaunchRequest struct {
 
 func (x *LaunchRequest) Reset() {
 	*x = LaunchRequest{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[3]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +481,7 @@ func (x *LaunchRequest) String() string {
 func (*LaunchRequest) ProtoMessage() {}
 
 func (x *LaunchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[3]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +494,7 @@ func (x *LaunchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaunchRequest.ProtoReflect.Descriptor instead.
 func (*LaunchRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{3}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LaunchRequest) GetId() string {
@@ -356,7 +547,7 @@ type OutputLine struct {
 
 func (x *OutputLine) Reset() {
 	*x = OutputLine{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[4]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +559,7 @@ func (x *OutputLine) String() string {
 func (*OutputLine) ProtoMessage() {}
 
 func (x *OutputLine) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[4]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +572,7 @@ func (x *OutputLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputLine.ProtoReflect.Descriptor instead.
 func (*OutputLine) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{4}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OutputLine) GetNode() string {
@@ -419,7 +610,7 @@ type Ready struct {
 
 func (x *Ready) Reset() {
 	*x = Ready{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[5]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +622,7 @@ func (x *Ready) String() string {
 func (*Ready) ProtoMessage() {}
 
 func (x *Ready) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[5]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +635,7 @@ func (x *Ready) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ready.ProtoReflect.Descriptor instead.
 func (*Ready) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{5}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Ready) GetResult() isReady_Result {
@@ -514,7 +705,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[6]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +717,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[6]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +730,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{6}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -608,7 +799,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[7]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +811,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[7]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +824,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{7}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Started) GetPid() int32 {
@@ -660,7 +851,7 @@ type LaunchResponse struct {
 
 func (x *LaunchResponse) Reset() {
 	*x = LaunchResponse{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[8]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +863,7 @@ func (x *LaunchResponse) String() string {
 func (*LaunchResponse) ProtoMessage() {}
 
 func (x *LaunchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[8]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +876,7 @@ func (x *LaunchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaunchResponse.ProtoReflect.Descriptor instead.
 func (*LaunchResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{8}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LaunchResponse) GetNumber() uint64 {
@@ -777,7 +968,7 @@ type FetchProgramRequest struct {
 
 func (x *FetchProgramRequest) Reset() {
 	*x = FetchProgramRequest{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[9]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +980,7 @@ func (x *FetchProgramRequest) String() string {
 func (*FetchProgramRequest) ProtoMessage() {}
 
 func (x *FetchProgramRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[9]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +993,7 @@ func (x *FetchProgramRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchProgramRequest.ProtoReflect.Descriptor instead.
 func (*FetchProgramRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{9}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FetchProgramRequest) GetSha256() []byte {
@@ -828,7 +1019,7 @@ type FetchProgramResponse struct {
 
 func (x *FetchProgramResponse) Reset() {
 	*x = FetchProgramResponse{}
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[10]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +1031,7 @@ func (x *FetchProgramResponse) String() string {
 func (*FetchProgramResponse) ProtoMessage() {}
 
 func (x *FetchProgramResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_machine_v1_machine_proto_msgTypes[10]
+	mi := &file_raylink_machine_v1_machine_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +1044,7 @@ func (x *FetchProgramResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchProgramResponse.ProtoReflect.Descriptor instead.
 func (*FetchProgramResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{10}
+	return file_raylink_machine_v1_machine_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FetchProgramResponse) GetChunk() []byte {
@@ -875,7 +1066,28 @@ const file_raylink_machine_v1_machine_proto_rawDesc = "" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x128\n" +
 	"\bplatform\x18\x03 \x01(\v2\x1c.raylink.machine.v1.PlatformR\bplatform\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\xb0\x02\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"\xb1\x03\n" +
+	"\aMachine\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
+	"\bplatform\x18\x03 \x01(\v2\x1c.raylink.machine.v1.PlatformR\bplatform\x12H\n" +
+	"\tresources\x18\x04 \x03(\v2*.raylink.machine.v1.Machine.ResourcesEntryR\tresources\x12\x12\n" +
+	"\x04gpus\x18\x05 \x03(\tR\x04gpus\x12?\n" +
+	"\x06labels\x18\x06 \x03(\v2'.raylink.machine.v1.Machine.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05agent\x18\a \x01(\bR\x05agent\x12\x1a\n" +
+	"\bprograms\x18\b \x03(\tR\bprograms\x1a<\n" +
+	"\x0eResourcesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
+	"\fHostSettings\x12\x16\n" +
+	"\x06listen\x18\x01 \x01(\tR\x06listen\x12\x1c\n" +
+	"\tadvertise\x18\x02 \x01(\tR\tadvertise\x12\x14\n" +
+	"\x05brain\x18\x03 \x01(\tR\x05brain\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\tR\x04data\x12\x10\n" +
+	"\x03run\x18\x05 \x01(\tR\x03run\"\xb0\x02\n" +
 	"\n" +
 	"LaunchSpec\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -940,41 +1152,48 @@ func file_raylink_machine_v1_machine_proto_rawDescGZIP() []byte {
 	return file_raylink_machine_v1_machine_proto_rawDescData
 }
 
-var file_raylink_machine_v1_machine_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_raylink_machine_v1_machine_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_raylink_machine_v1_machine_proto_goTypes = []any{
 	(*Platform)(nil),             // 0: raylink.machine.v1.Platform
 	(*Program)(nil),              // 1: raylink.machine.v1.Program
-	(*LaunchSpec)(nil),           // 2: raylink.machine.v1.LaunchSpec
-	(*LaunchRequest)(nil),        // 3: raylink.machine.v1.LaunchRequest
-	(*OutputLine)(nil),           // 4: raylink.machine.v1.OutputLine
-	(*Ready)(nil),                // 5: raylink.machine.v1.Ready
-	(*Exit)(nil),                 // 6: raylink.machine.v1.Exit
-	(*Started)(nil),              // 7: raylink.machine.v1.Started
-	(*LaunchResponse)(nil),       // 8: raylink.machine.v1.LaunchResponse
-	(*FetchProgramRequest)(nil),  // 9: raylink.machine.v1.FetchProgramRequest
-	(*FetchProgramResponse)(nil), // 10: raylink.machine.v1.FetchProgramResponse
-	(*durationpb.Duration)(nil),  // 11: google.protobuf.Duration
-	(*v1.HostInfo)(nil),          // 12: raylink.node.v1.HostInfo
+	(*Machine)(nil),              // 2: raylink.machine.v1.Machine
+	(*HostSettings)(nil),         // 3: raylink.machine.v1.HostSettings
+	(*LaunchSpec)(nil),           // 4: raylink.machine.v1.LaunchSpec
+	(*LaunchRequest)(nil),        // 5: raylink.machine.v1.LaunchRequest
+	(*OutputLine)(nil),           // 6: raylink.machine.v1.OutputLine
+	(*Ready)(nil),                // 7: raylink.machine.v1.Ready
+	(*Exit)(nil),                 // 8: raylink.machine.v1.Exit
+	(*Started)(nil),              // 9: raylink.machine.v1.Started
+	(*LaunchResponse)(nil),       // 10: raylink.machine.v1.LaunchResponse
+	(*FetchProgramRequest)(nil),  // 11: raylink.machine.v1.FetchProgramRequest
+	(*FetchProgramResponse)(nil), // 12: raylink.machine.v1.FetchProgramResponse
+	nil,                          // 13: raylink.machine.v1.Machine.ResourcesEntry
+	nil,                          // 14: raylink.machine.v1.Machine.LabelsEntry
+	(*durationpb.Duration)(nil),  // 15: google.protobuf.Duration
+	(*v1.HostInfo)(nil),          // 16: raylink.node.v1.HostInfo
 }
 var file_raylink_machine_v1_machine_proto_depIdxs = []int32{
 	0,  // 0: raylink.machine.v1.Program.platform:type_name -> raylink.machine.v1.Platform
-	1,  // 1: raylink.machine.v1.LaunchSpec.program:type_name -> raylink.machine.v1.Program
-	11, // 2: raylink.machine.v1.LaunchSpec.hello_timeout:type_name -> google.protobuf.Duration
-	12, // 3: raylink.machine.v1.LaunchSpec.launcher:type_name -> raylink.node.v1.HostInfo
-	2,  // 4: raylink.machine.v1.LaunchRequest.spec:type_name -> raylink.machine.v1.LaunchSpec
-	7,  // 5: raylink.machine.v1.LaunchResponse.started:type_name -> raylink.machine.v1.Started
-	4,  // 6: raylink.machine.v1.LaunchResponse.line:type_name -> raylink.machine.v1.OutputLine
-	5,  // 7: raylink.machine.v1.LaunchResponse.ready:type_name -> raylink.machine.v1.Ready
-	6,  // 8: raylink.machine.v1.LaunchResponse.exit:type_name -> raylink.machine.v1.Exit
-	3,  // 9: raylink.machine.v1.MachineService.Launch:input_type -> raylink.machine.v1.LaunchRequest
-	9,  // 10: raylink.machine.v1.MachineService.FetchProgram:input_type -> raylink.machine.v1.FetchProgramRequest
-	8,  // 11: raylink.machine.v1.MachineService.Launch:output_type -> raylink.machine.v1.LaunchResponse
-	10, // 12: raylink.machine.v1.MachineService.FetchProgram:output_type -> raylink.machine.v1.FetchProgramResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	0,  // 1: raylink.machine.v1.Machine.platform:type_name -> raylink.machine.v1.Platform
+	13, // 2: raylink.machine.v1.Machine.resources:type_name -> raylink.machine.v1.Machine.ResourcesEntry
+	14, // 3: raylink.machine.v1.Machine.labels:type_name -> raylink.machine.v1.Machine.LabelsEntry
+	1,  // 4: raylink.machine.v1.LaunchSpec.program:type_name -> raylink.machine.v1.Program
+	15, // 5: raylink.machine.v1.LaunchSpec.hello_timeout:type_name -> google.protobuf.Duration
+	16, // 6: raylink.machine.v1.LaunchSpec.launcher:type_name -> raylink.node.v1.HostInfo
+	4,  // 7: raylink.machine.v1.LaunchRequest.spec:type_name -> raylink.machine.v1.LaunchSpec
+	9,  // 8: raylink.machine.v1.LaunchResponse.started:type_name -> raylink.machine.v1.Started
+	6,  // 9: raylink.machine.v1.LaunchResponse.line:type_name -> raylink.machine.v1.OutputLine
+	7,  // 10: raylink.machine.v1.LaunchResponse.ready:type_name -> raylink.machine.v1.Ready
+	8,  // 11: raylink.machine.v1.LaunchResponse.exit:type_name -> raylink.machine.v1.Exit
+	5,  // 12: raylink.machine.v1.MachineService.Launch:input_type -> raylink.machine.v1.LaunchRequest
+	11, // 13: raylink.machine.v1.MachineService.FetchProgram:input_type -> raylink.machine.v1.FetchProgramRequest
+	10, // 14: raylink.machine.v1.MachineService.Launch:output_type -> raylink.machine.v1.LaunchResponse
+	12, // 15: raylink.machine.v1.MachineService.FetchProgram:output_type -> raylink.machine.v1.FetchProgramResponse
+	14, // [14:16] is the sub-list for method output_type
+	12, // [12:14] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_raylink_machine_v1_machine_proto_init() }
@@ -982,11 +1201,11 @@ func file_raylink_machine_v1_machine_proto_init() {
 	if File_raylink_machine_v1_machine_proto != nil {
 		return
 	}
-	file_raylink_machine_v1_machine_proto_msgTypes[5].OneofWrappers = []any{
+	file_raylink_machine_v1_machine_proto_msgTypes[7].OneofWrappers = []any{
 		(*Ready_Payload)(nil),
 		(*Ready_Failure)(nil),
 	}
-	file_raylink_machine_v1_machine_proto_msgTypes[8].OneofWrappers = []any{
+	file_raylink_machine_v1_machine_proto_msgTypes[10].OneofWrappers = []any{
 		(*LaunchResponse_Started)(nil),
 		(*LaunchResponse_Line)(nil),
 		(*LaunchResponse_Ready)(nil),
@@ -998,7 +1217,7 @@ func file_raylink_machine_v1_machine_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_machine_v1_machine_proto_rawDesc), len(file_raylink_machine_v1_machine_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

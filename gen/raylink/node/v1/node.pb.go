@@ -144,6 +144,63 @@ func (Placement) EnumDescriptor() ([]byte, []int) {
 	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{1}
 }
 
+// PlaceStrategy selects among the machines that have room for a new node.
+type PlaceStrategy int32
+
+const (
+	// The parent's machine; if it has no room, the one with the largest share of free resources.
+	PlaceStrategy_PLACE_STRATEGY_UNSPECIFIED PlaceStrategy = 0
+	// The machine with the fewest nodes of this creation.
+	PlaceStrategy_PLACE_STRATEGY_SPREAD PlaceStrategy = 1
+	// The fullest machine.
+	PlaceStrategy_PLACE_STRATEGY_PACK PlaceStrategy = 2
+	// Each node of the creation on a machine of its own.
+	PlaceStrategy_PLACE_STRATEGY_ONE_PER_MACHINE PlaceStrategy = 3
+)
+
+// Enum value maps for PlaceStrategy.
+var (
+	PlaceStrategy_name = map[int32]string{
+		0: "PLACE_STRATEGY_UNSPECIFIED",
+		1: "PLACE_STRATEGY_SPREAD",
+		2: "PLACE_STRATEGY_PACK",
+		3: "PLACE_STRATEGY_ONE_PER_MACHINE",
+	}
+	PlaceStrategy_value = map[string]int32{
+		"PLACE_STRATEGY_UNSPECIFIED":     0,
+		"PLACE_STRATEGY_SPREAD":          1,
+		"PLACE_STRATEGY_PACK":            2,
+		"PLACE_STRATEGY_ONE_PER_MACHINE": 3,
+	}
+)
+
+func (x PlaceStrategy) Enum() *PlaceStrategy {
+	p := new(PlaceStrategy)
+	*p = x
+	return p
+}
+
+func (x PlaceStrategy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PlaceStrategy) Descriptor() protoreflect.EnumDescriptor {
+	return file_raylink_node_v1_node_proto_enumTypes[2].Descriptor()
+}
+
+func (PlaceStrategy) Type() protoreflect.EnumType {
+	return &file_raylink_node_v1_node_proto_enumTypes[2]
+}
+
+func (x PlaceStrategy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PlaceStrategy.Descriptor instead.
+func (PlaceStrategy) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
 // Value is a small typed value: an attribute of a node.
 type Value struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -503,7 +560,9 @@ type NodeRecord struct {
 	// For a dead node: how it died, as a sentence.
 	Cause string `protobuf:"bytes,15,opt,name=cause,proto3" json:"cause,omitempty"`
 	// The node is restarted when it dies, as its next incarnation.
-	Restarts      bool `protobuf:"varint,16,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	Restarts bool `protobuf:"varint,16,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	// What the node has of a machine; unset for a node in its parent's process.
+	Allocation    *Allocation `protobuf:"bytes,17,opt,name=allocation,proto3" json:"allocation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -650,6 +709,86 @@ func (x *NodeRecord) GetRestarts() bool {
 	return false
 }
 
+func (x *NodeRecord) GetAllocation() *Allocation {
+	if x != nil {
+		return x.Allocation
+	}
+	return nil
+}
+
+// Allocation is what a node has of a machine. It ends with the node's record.
+type Allocation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The machine's id.
+	Machine string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// The machine's name when the node was placed.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Amounts by the name of the resource: memory in bytes, others in thousandths. None is zero.
+	Resources map[string]int64 `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// The node's GPUs: positions in the machine's list of GPUs, ascending.
+	Gpus          []uint32 `protobuf:"varint,4,rep,packed,name=gpus,proto3" json:"gpus,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Allocation) Reset() {
+	*x = Allocation{}
+	mi := &file_raylink_node_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Allocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Allocation) ProtoMessage() {}
+
+func (x *Allocation) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_node_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
+func (*Allocation) Descriptor() ([]byte, []int) {
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Allocation) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *Allocation) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Allocation) GetResources() map[string]int64 {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *Allocation) GetGpus() []uint32 {
+	if x != nil {
+		return x.Gpus
+	}
+	return nil
+}
+
 // TunnelInfo has what a process needs to call a node over a tagged tunnel. It carries addresses,
 // never credentials.
 type TunnelInfo struct {
@@ -664,7 +803,7 @@ type TunnelInfo struct {
 
 func (x *TunnelInfo) Reset() {
 	*x = TunnelInfo{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[4]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +815,7 @@ func (x *TunnelInfo) String() string {
 func (*TunnelInfo) ProtoMessage() {}
 
 func (x *TunnelInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[4]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +828,7 @@ func (x *TunnelInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelInfo.ProtoReflect.Descriptor instead.
 func (*TunnelInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TunnelInfo) GetNode() *NodeRef {
@@ -724,7 +863,7 @@ type TunnelStats struct {
 
 func (x *TunnelStats) Reset() {
 	*x = TunnelStats{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[5]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +875,7 @@ func (x *TunnelStats) String() string {
 func (*TunnelStats) ProtoMessage() {}
 
 func (x *TunnelStats) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[5]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +888,7 @@ func (x *TunnelStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStats.ProtoReflect.Descriptor instead.
 func (*TunnelStats) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TunnelStats) GetTag() string {
@@ -811,7 +950,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[6]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +962,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[6]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +975,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeInfo) GetRecord() *NodeRecord {
@@ -887,7 +1026,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[7]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1038,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[7]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1051,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Hop) GetNode() string {
@@ -939,7 +1078,7 @@ type ErrorTrace struct {
 
 func (x *ErrorTrace) Reset() {
 	*x = ErrorTrace{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[8]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1090,7 @@ func (x *ErrorTrace) String() string {
 func (*ErrorTrace) ProtoMessage() {}
 
 func (x *ErrorTrace) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[8]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1103,7 @@ func (x *ErrorTrace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorTrace.ProtoReflect.Descriptor instead.
 func (*ErrorTrace) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ErrorTrace) GetHops() []*Hop {
@@ -985,7 +1124,7 @@ type NotHere struct {
 
 func (x *NotHere) Reset() {
 	*x = NotHere{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1136,7 @@ func (x *NotHere) String() string {
 func (*NotHere) ProtoMessage() {}
 
 func (x *NotHere) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1149,7 @@ func (x *NotHere) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotHere.ProtoReflect.Descriptor instead.
 func (*NotHere) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NotHere) GetNid() string {
@@ -1028,7 +1167,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1179,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1192,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 type PingResponse struct {
@@ -1065,7 +1204,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1216,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1229,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PingResponse) GetTime() *timestamppb.Timestamp {
@@ -1108,7 +1247,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1259,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1272,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 type InfoResponse struct {
@@ -1145,7 +1284,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1296,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1309,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InfoResponse) GetInfo() *NodeInfo {
@@ -1188,7 +1327,7 @@ type ChildrenRequest struct {
 
 func (x *ChildrenRequest) Reset() {
 	*x = ChildrenRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1339,7 @@ func (x *ChildrenRequest) String() string {
 func (*ChildrenRequest) ProtoMessage() {}
 
 func (x *ChildrenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1352,7 @@ func (x *ChildrenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildrenRequest.ProtoReflect.Descriptor instead.
 func (*ChildrenRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 type ChildrenResponse struct {
@@ -1226,7 +1365,7 @@ type ChildrenResponse struct {
 
 func (x *ChildrenResponse) Reset() {
 	*x = ChildrenResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1377,7 @@ func (x *ChildrenResponse) String() string {
 func (*ChildrenResponse) ProtoMessage() {}
 
 func (x *ChildrenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1390,7 @@ func (x *ChildrenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildrenResponse.ProtoReflect.Descriptor instead.
 func (*ChildrenResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ChildrenResponse) GetChildren() []*NodeRecord {
@@ -1259,6 +1398,87 @@ func (x *ChildrenResponse) GetChildren() []*NodeRecord {
 		return x.Children
 	}
 	return nil
+}
+
+// Place says which machine new nodes may run on, and what they need there.
+type Place struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What each node needs: memory in bytes, other resources in thousandths.
+	Resources map[string]int64 `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// The labels that the machine must have, with these values.
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The machine's name or id; empty for any.
+	On string `protobuf:"bytes,3,opt,name=on,proto3" json:"on,omitempty"`
+	// The nid of a node whose machine it is; empty for any.
+	Near          string        `protobuf:"bytes,4,opt,name=near,proto3" json:"near,omitempty"`
+	Strategy      PlaceStrategy `protobuf:"varint,5,opt,name=strategy,proto3,enum=raylink.node.v1.PlaceStrategy" json:"strategy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Place) GetResources() map[string]int64 {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *Place) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Place) GetOn() string {
+	if x != nil {
+		return x.On
+	}
+	return ""
+}
+
+func (x *Place) GetNear() string {
+	if x != nil {
+		return x.Near
+	}
+	return ""
+}
+
+func (x *Place) GetStrategy() PlaceStrategy {
+	if x != nil {
+		return x.Strategy
+	}
+	return PlaceStrategy_PLACE_STRATEGY_UNSPECIFIED
 }
 
 type CreateRequest struct {
@@ -1282,14 +1502,17 @@ type CreateRequest struct {
 	// One configuration for each node, in order, instead of config; empty or count of them.
 	Configs []*anypb.Any `protobuf:"bytes,9,rep,name=configs,proto3" json:"configs,omitempty"`
 	// The full name of the type's service. Optional if the type's name is unambiguous.
-	Service       string `protobuf:"bytes,10,opt,name=service,proto3" json:"service,omitempty"`
+	Service string `protobuf:"bytes,10,opt,name=service,proto3" json:"service,omitempty"`
+	// Where nodes with processes of their own run. Unset for the type's default. A node in its
+	// parent's process is on the parent's machine, which must have what it needs.
+	Place         *Place `protobuf:"bytes,11,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1524,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1537,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateRequest) GetType() string {
@@ -1387,6 +1610,13 @@ func (x *CreateRequest) GetService() string {
 	return ""
 }
 
+func (x *CreateRequest) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nodes         []*NodeRecord          `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
@@ -1396,7 +1626,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1638,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1651,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateResponse) GetNodes() []*NodeRecord {
@@ -1441,7 +1671,7 @@ type CancelCreateRequest struct {
 
 func (x *CancelCreateRequest) Reset() {
 	*x = CancelCreateRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1683,7 @@ func (x *CancelCreateRequest) String() string {
 func (*CancelCreateRequest) ProtoMessage() {}
 
 func (x *CancelCreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1696,7 @@ func (x *CancelCreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelCreateRequest.ProtoReflect.Descriptor instead.
 func (*CancelCreateRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelCreateRequest) GetRequestId() string {
@@ -1484,7 +1714,7 @@ type CancelCreateResponse struct {
 
 func (x *CancelCreateResponse) Reset() {
 	*x = CancelCreateResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1726,7 @@ func (x *CancelCreateResponse) String() string {
 func (*CancelCreateResponse) ProtoMessage() {}
 
 func (x *CancelCreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1739,7 @@ func (x *CancelCreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelCreateResponse.ProtoReflect.Descriptor instead.
 func (*CancelCreateResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 type CreateTunnelRequest struct {
@@ -1521,7 +1751,7 @@ type CreateTunnelRequest struct {
 
 func (x *CreateTunnelRequest) Reset() {
 	*x = CreateTunnelRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1763,7 @@ func (x *CreateTunnelRequest) String() string {
 func (*CreateTunnelRequest) ProtoMessage() {}
 
 func (x *CreateTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1776,7 @@ func (x *CreateTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTunnelRequest.ProtoReflect.Descriptor instead.
 func (*CreateTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateTunnelRequest) GetTag() string {
@@ -1565,7 +1795,7 @@ type CreateTunnelResponse struct {
 
 func (x *CreateTunnelResponse) Reset() {
 	*x = CreateTunnelResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1807,7 @@ func (x *CreateTunnelResponse) String() string {
 func (*CreateTunnelResponse) ProtoMessage() {}
 
 func (x *CreateTunnelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1820,7 @@ func (x *CreateTunnelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTunnelResponse.ProtoReflect.Descriptor instead.
 func (*CreateTunnelResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateTunnelResponse) GetTunnel() *TunnelInfo {
@@ -1610,7 +1840,7 @@ type TunnelStatsRequest struct {
 
 func (x *TunnelStatsRequest) Reset() {
 	*x = TunnelStatsRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1852,7 @@ func (x *TunnelStatsRequest) String() string {
 func (*TunnelStatsRequest) ProtoMessage() {}
 
 func (x *TunnelStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1865,7 @@ func (x *TunnelStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelStatsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TunnelStatsRequest) GetTag() string {
@@ -1655,7 +1885,7 @@ type TunnelStatsResponse struct {
 
 func (x *TunnelStatsResponse) Reset() {
 	*x = TunnelStatsResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1897,7 @@ func (x *TunnelStatsResponse) String() string {
 func (*TunnelStatsResponse) ProtoMessage() {}
 
 func (x *TunnelStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1910,7 @@ func (x *TunnelStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatsResponse.ProtoReflect.Descriptor instead.
 func (*TunnelStatsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TunnelStatsResponse) GetTunnels() []*TunnelStats {
@@ -1700,7 +1930,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[24]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1942,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[24]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1955,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{24}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StopRequest) GetDrain() *durationpb.Duration {
@@ -1743,7 +1973,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[25]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1985,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[25]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1998,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{25}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{27}
 }
 
 var File_raylink_node_v1_node_proto protoreflect.FileDescriptor
@@ -1801,7 +2031,7 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12 \n" +
 	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\x12-\n" +
 	"\x04host\x18\x05 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\x12\x10\n" +
-	"\x03tag\x18\x06 \x01(\tR\x03tag\"\xe3\x04\n" +
+	"\x03tag\x18\x06 \x01(\tR\x03tag\"\xa0\x05\n" +
 	"\n" +
 	"NodeRecord\x12\x10\n" +
 	"\x03nid\x18\x01 \x01(\tR\x03nid\x12\x12\n" +
@@ -1822,10 +2052,22 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\acreated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1a\n" +
 	"\brevision\x18\x0e \x01(\x04R\brevision\x12\x14\n" +
 	"\x05cause\x18\x0f \x01(\tR\x05cause\x12\x1a\n" +
-	"\brestarts\x18\x10 \x01(\bR\brestarts\x1aU\n" +
+	"\brestarts\x18\x10 \x01(\bR\brestarts\x12;\n" +
+	"\n" +
+	"allocation\x18\x11 \x01(\v2\x1b.raylink.node.v1.AllocationR\n" +
+	"allocation\x1aU\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"L\n" +
+	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"\xd6\x01\n" +
+	"\n" +
+	"Allocation\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12H\n" +
+	"\tresources\x18\x03 \x03(\v2*.raylink.node.v1.Allocation.ResourcesEntryR\tresources\x12\x12\n" +
+	"\x04gpus\x18\x04 \x03(\rR\x04gpus\x1a<\n" +
+	"\x0eResourcesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"L\n" +
 	"\n" +
 	"TunnelInfo\x12,\n" +
 	"\x04node\x18\x01 \x01(\v2\x18.raylink.node.v1.NodeRefR\x04node\x12\x10\n" +
@@ -1860,7 +2102,19 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x19.raylink.node.v1.NodeInfoR\x04info\"\x11\n" +
 	"\x0fChildrenRequest\"K\n" +
 	"\x10ChildrenResponse\x127\n" +
-	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\xe0\x03\n" +
+	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\xe1\x02\n" +
+	"\x05Place\x12C\n" +
+	"\tresources\x18\x01 \x03(\v2%.raylink.node.v1.Place.ResourcesEntryR\tresources\x12:\n" +
+	"\x06labels\x18\x02 \x03(\v2\".raylink.node.v1.Place.LabelsEntryR\x06labels\x12\x0e\n" +
+	"\x02on\x18\x03 \x01(\tR\x02on\x12\x12\n" +
+	"\x04near\x18\x04 \x01(\tR\x04near\x12:\n" +
+	"\bstrategy\x18\x05 \x01(\x0e2\x1e.raylink.node.v1.PlaceStrategyR\bstrategy\x1a<\n" +
+	"\x0eResourcesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8e\x04\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12,\n" +
 	"\x06config\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x06config\x12\x14\n" +
@@ -1875,7 +2129,8 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"request_id\x18\b \x01(\tR\trequestId\x12.\n" +
 	"\aconfigs\x18\t \x03(\v2\x14.google.protobuf.AnyR\aconfigs\x12\x18\n" +
 	"\aservice\x18\n" +
-	" \x01(\tR\aservice\x1aU\n" +
+	" \x01(\tR\aservice\x12,\n" +
+	"\x05place\x18\v \x01(\v2\x16.raylink.node.v1.PlaceR\x05place\x1aU\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"C\n" +
@@ -1906,7 +2161,12 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15PLACEMENT_OWN_PROCESS\x10\x01\x12\x1c\n" +
 	"\x18PLACEMENT_PARENT_PROCESS\x10\x02\x12\x12\n" +
-	"\x0ePLACEMENT_HERE\x10\x032\x8c\x05\n" +
+	"\x0ePLACEMENT_HERE\x10\x03*\x87\x01\n" +
+	"\rPlaceStrategy\x12\x1e\n" +
+	"\x1aPLACE_STRATEGY_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15PLACE_STRATEGY_SPREAD\x10\x01\x12\x17\n" +
+	"\x13PLACE_STRATEGY_PACK\x10\x02\x12\"\n" +
+	"\x1ePLACE_STRATEGY_ONE_PER_MACHINE\x10\x032\x8c\x05\n" +
 	"\vNodeService\x12C\n" +
 	"\x04Ping\x12\x1c.raylink.node.v1.PingRequest\x1a\x1d.raylink.node.v1.PingResponse\x12C\n" +
 	"\x04Info\x12\x1c.raylink.node.v1.InfoRequest\x1a\x1d.raylink.node.v1.InfoResponse\x12O\n" +
@@ -1929,87 +2189,99 @@ func file_raylink_node_v1_node_proto_rawDescGZIP() []byte {
 	return file_raylink_node_v1_node_proto_rawDescData
 }
 
-var file_raylink_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_raylink_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_raylink_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_raylink_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_raylink_node_v1_node_proto_goTypes = []any{
 	(NodeState)(0),                // 0: raylink.node.v1.NodeState
 	(Placement)(0),                // 1: raylink.node.v1.Placement
-	(*Value)(nil),                 // 2: raylink.node.v1.Value
-	(*HostInfo)(nil),              // 3: raylink.node.v1.HostInfo
-	(*NodeRef)(nil),               // 4: raylink.node.v1.NodeRef
-	(*NodeRecord)(nil),            // 5: raylink.node.v1.NodeRecord
-	(*TunnelInfo)(nil),            // 6: raylink.node.v1.TunnelInfo
-	(*TunnelStats)(nil),           // 7: raylink.node.v1.TunnelStats
-	(*NodeInfo)(nil),              // 8: raylink.node.v1.NodeInfo
-	(*Hop)(nil),                   // 9: raylink.node.v1.Hop
-	(*ErrorTrace)(nil),            // 10: raylink.node.v1.ErrorTrace
-	(*NotHere)(nil),               // 11: raylink.node.v1.NotHere
-	(*PingRequest)(nil),           // 12: raylink.node.v1.PingRequest
-	(*PingResponse)(nil),          // 13: raylink.node.v1.PingResponse
-	(*InfoRequest)(nil),           // 14: raylink.node.v1.InfoRequest
-	(*InfoResponse)(nil),          // 15: raylink.node.v1.InfoResponse
-	(*ChildrenRequest)(nil),       // 16: raylink.node.v1.ChildrenRequest
-	(*ChildrenResponse)(nil),      // 17: raylink.node.v1.ChildrenResponse
-	(*CreateRequest)(nil),         // 18: raylink.node.v1.CreateRequest
-	(*CreateResponse)(nil),        // 19: raylink.node.v1.CreateResponse
-	(*CancelCreateRequest)(nil),   // 20: raylink.node.v1.CancelCreateRequest
-	(*CancelCreateResponse)(nil),  // 21: raylink.node.v1.CancelCreateResponse
-	(*CreateTunnelRequest)(nil),   // 22: raylink.node.v1.CreateTunnelRequest
-	(*CreateTunnelResponse)(nil),  // 23: raylink.node.v1.CreateTunnelResponse
-	(*TunnelStatsRequest)(nil),    // 24: raylink.node.v1.TunnelStatsRequest
-	(*TunnelStatsResponse)(nil),   // 25: raylink.node.v1.TunnelStatsResponse
-	(*StopRequest)(nil),           // 26: raylink.node.v1.StopRequest
-	(*StopResponse)(nil),          // 27: raylink.node.v1.StopResponse
-	nil,                           // 28: raylink.node.v1.NodeRecord.AttributesEntry
-	nil,                           // 29: raylink.node.v1.CreateRequest.AttributesEntry
-	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
-	(*anypb.Any)(nil),             // 32: google.protobuf.Any
+	(PlaceStrategy)(0),            // 2: raylink.node.v1.PlaceStrategy
+	(*Value)(nil),                 // 3: raylink.node.v1.Value
+	(*HostInfo)(nil),              // 4: raylink.node.v1.HostInfo
+	(*NodeRef)(nil),               // 5: raylink.node.v1.NodeRef
+	(*NodeRecord)(nil),            // 6: raylink.node.v1.NodeRecord
+	(*Allocation)(nil),            // 7: raylink.node.v1.Allocation
+	(*TunnelInfo)(nil),            // 8: raylink.node.v1.TunnelInfo
+	(*TunnelStats)(nil),           // 9: raylink.node.v1.TunnelStats
+	(*NodeInfo)(nil),              // 10: raylink.node.v1.NodeInfo
+	(*Hop)(nil),                   // 11: raylink.node.v1.Hop
+	(*ErrorTrace)(nil),            // 12: raylink.node.v1.ErrorTrace
+	(*NotHere)(nil),               // 13: raylink.node.v1.NotHere
+	(*PingRequest)(nil),           // 14: raylink.node.v1.PingRequest
+	(*PingResponse)(nil),          // 15: raylink.node.v1.PingResponse
+	(*InfoRequest)(nil),           // 16: raylink.node.v1.InfoRequest
+	(*InfoResponse)(nil),          // 17: raylink.node.v1.InfoResponse
+	(*ChildrenRequest)(nil),       // 18: raylink.node.v1.ChildrenRequest
+	(*ChildrenResponse)(nil),      // 19: raylink.node.v1.ChildrenResponse
+	(*Place)(nil),                 // 20: raylink.node.v1.Place
+	(*CreateRequest)(nil),         // 21: raylink.node.v1.CreateRequest
+	(*CreateResponse)(nil),        // 22: raylink.node.v1.CreateResponse
+	(*CancelCreateRequest)(nil),   // 23: raylink.node.v1.CancelCreateRequest
+	(*CancelCreateResponse)(nil),  // 24: raylink.node.v1.CancelCreateResponse
+	(*CreateTunnelRequest)(nil),   // 25: raylink.node.v1.CreateTunnelRequest
+	(*CreateTunnelResponse)(nil),  // 26: raylink.node.v1.CreateTunnelResponse
+	(*TunnelStatsRequest)(nil),    // 27: raylink.node.v1.TunnelStatsRequest
+	(*TunnelStatsResponse)(nil),   // 28: raylink.node.v1.TunnelStatsResponse
+	(*StopRequest)(nil),           // 29: raylink.node.v1.StopRequest
+	(*StopResponse)(nil),          // 30: raylink.node.v1.StopResponse
+	nil,                           // 31: raylink.node.v1.NodeRecord.AttributesEntry
+	nil,                           // 32: raylink.node.v1.Allocation.ResourcesEntry
+	nil,                           // 33: raylink.node.v1.Place.ResourcesEntry
+	nil,                           // 34: raylink.node.v1.Place.LabelsEntry
+	nil,                           // 35: raylink.node.v1.CreateRequest.AttributesEntry
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
+	(*anypb.Any)(nil),             // 38: google.protobuf.Any
 }
 var file_raylink_node_v1_node_proto_depIdxs = []int32{
-	3,  // 0: raylink.node.v1.NodeRef.host:type_name -> raylink.node.v1.HostInfo
+	4,  // 0: raylink.node.v1.NodeRef.host:type_name -> raylink.node.v1.HostInfo
 	0,  // 1: raylink.node.v1.NodeRecord.state:type_name -> raylink.node.v1.NodeState
-	3,  // 2: raylink.node.v1.NodeRecord.host:type_name -> raylink.node.v1.HostInfo
-	28, // 3: raylink.node.v1.NodeRecord.attributes:type_name -> raylink.node.v1.NodeRecord.AttributesEntry
-	30, // 4: raylink.node.v1.NodeRecord.created:type_name -> google.protobuf.Timestamp
-	4,  // 5: raylink.node.v1.TunnelInfo.node:type_name -> raylink.node.v1.NodeRef
-	5,  // 6: raylink.node.v1.NodeInfo.record:type_name -> raylink.node.v1.NodeRecord
-	31, // 7: raylink.node.v1.NodeInfo.uptime:type_name -> google.protobuf.Duration
-	9,  // 8: raylink.node.v1.ErrorTrace.hops:type_name -> raylink.node.v1.Hop
-	30, // 9: raylink.node.v1.PingResponse.time:type_name -> google.protobuf.Timestamp
-	8,  // 10: raylink.node.v1.InfoResponse.info:type_name -> raylink.node.v1.NodeInfo
-	5,  // 11: raylink.node.v1.ChildrenResponse.children:type_name -> raylink.node.v1.NodeRecord
-	32, // 12: raylink.node.v1.CreateRequest.config:type_name -> google.protobuf.Any
-	1,  // 13: raylink.node.v1.CreateRequest.placement:type_name -> raylink.node.v1.Placement
-	29, // 14: raylink.node.v1.CreateRequest.attributes:type_name -> raylink.node.v1.CreateRequest.AttributesEntry
-	32, // 15: raylink.node.v1.CreateRequest.configs:type_name -> google.protobuf.Any
-	5,  // 16: raylink.node.v1.CreateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	6,  // 17: raylink.node.v1.CreateTunnelResponse.tunnel:type_name -> raylink.node.v1.TunnelInfo
-	7,  // 18: raylink.node.v1.TunnelStatsResponse.tunnels:type_name -> raylink.node.v1.TunnelStats
-	31, // 19: raylink.node.v1.StopRequest.drain:type_name -> google.protobuf.Duration
-	2,  // 20: raylink.node.v1.NodeRecord.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	2,  // 21: raylink.node.v1.CreateRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	12, // 22: raylink.node.v1.NodeService.Ping:input_type -> raylink.node.v1.PingRequest
-	14, // 23: raylink.node.v1.NodeService.Info:input_type -> raylink.node.v1.InfoRequest
-	16, // 24: raylink.node.v1.NodeService.Children:input_type -> raylink.node.v1.ChildrenRequest
-	18, // 25: raylink.node.v1.NodeService.Create:input_type -> raylink.node.v1.CreateRequest
-	20, // 26: raylink.node.v1.NodeService.CancelCreate:input_type -> raylink.node.v1.CancelCreateRequest
-	22, // 27: raylink.node.v1.NodeService.CreateTunnel:input_type -> raylink.node.v1.CreateTunnelRequest
-	24, // 28: raylink.node.v1.NodeService.TunnelStats:input_type -> raylink.node.v1.TunnelStatsRequest
-	26, // 29: raylink.node.v1.NodeService.Stop:input_type -> raylink.node.v1.StopRequest
-	13, // 30: raylink.node.v1.NodeService.Ping:output_type -> raylink.node.v1.PingResponse
-	15, // 31: raylink.node.v1.NodeService.Info:output_type -> raylink.node.v1.InfoResponse
-	17, // 32: raylink.node.v1.NodeService.Children:output_type -> raylink.node.v1.ChildrenResponse
-	19, // 33: raylink.node.v1.NodeService.Create:output_type -> raylink.node.v1.CreateResponse
-	21, // 34: raylink.node.v1.NodeService.CancelCreate:output_type -> raylink.node.v1.CancelCreateResponse
-	23, // 35: raylink.node.v1.NodeService.CreateTunnel:output_type -> raylink.node.v1.CreateTunnelResponse
-	25, // 36: raylink.node.v1.NodeService.TunnelStats:output_type -> raylink.node.v1.TunnelStatsResponse
-	27, // 37: raylink.node.v1.NodeService.Stop:output_type -> raylink.node.v1.StopResponse
-	30, // [30:38] is the sub-list for method output_type
-	22, // [22:30] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	4,  // 2: raylink.node.v1.NodeRecord.host:type_name -> raylink.node.v1.HostInfo
+	31, // 3: raylink.node.v1.NodeRecord.attributes:type_name -> raylink.node.v1.NodeRecord.AttributesEntry
+	36, // 4: raylink.node.v1.NodeRecord.created:type_name -> google.protobuf.Timestamp
+	7,  // 5: raylink.node.v1.NodeRecord.allocation:type_name -> raylink.node.v1.Allocation
+	32, // 6: raylink.node.v1.Allocation.resources:type_name -> raylink.node.v1.Allocation.ResourcesEntry
+	5,  // 7: raylink.node.v1.TunnelInfo.node:type_name -> raylink.node.v1.NodeRef
+	6,  // 8: raylink.node.v1.NodeInfo.record:type_name -> raylink.node.v1.NodeRecord
+	37, // 9: raylink.node.v1.NodeInfo.uptime:type_name -> google.protobuf.Duration
+	11, // 10: raylink.node.v1.ErrorTrace.hops:type_name -> raylink.node.v1.Hop
+	36, // 11: raylink.node.v1.PingResponse.time:type_name -> google.protobuf.Timestamp
+	10, // 12: raylink.node.v1.InfoResponse.info:type_name -> raylink.node.v1.NodeInfo
+	6,  // 13: raylink.node.v1.ChildrenResponse.children:type_name -> raylink.node.v1.NodeRecord
+	33, // 14: raylink.node.v1.Place.resources:type_name -> raylink.node.v1.Place.ResourcesEntry
+	34, // 15: raylink.node.v1.Place.labels:type_name -> raylink.node.v1.Place.LabelsEntry
+	2,  // 16: raylink.node.v1.Place.strategy:type_name -> raylink.node.v1.PlaceStrategy
+	38, // 17: raylink.node.v1.CreateRequest.config:type_name -> google.protobuf.Any
+	1,  // 18: raylink.node.v1.CreateRequest.placement:type_name -> raylink.node.v1.Placement
+	35, // 19: raylink.node.v1.CreateRequest.attributes:type_name -> raylink.node.v1.CreateRequest.AttributesEntry
+	38, // 20: raylink.node.v1.CreateRequest.configs:type_name -> google.protobuf.Any
+	20, // 21: raylink.node.v1.CreateRequest.place:type_name -> raylink.node.v1.Place
+	6,  // 22: raylink.node.v1.CreateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	8,  // 23: raylink.node.v1.CreateTunnelResponse.tunnel:type_name -> raylink.node.v1.TunnelInfo
+	9,  // 24: raylink.node.v1.TunnelStatsResponse.tunnels:type_name -> raylink.node.v1.TunnelStats
+	37, // 25: raylink.node.v1.StopRequest.drain:type_name -> google.protobuf.Duration
+	3,  // 26: raylink.node.v1.NodeRecord.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	3,  // 27: raylink.node.v1.CreateRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	14, // 28: raylink.node.v1.NodeService.Ping:input_type -> raylink.node.v1.PingRequest
+	16, // 29: raylink.node.v1.NodeService.Info:input_type -> raylink.node.v1.InfoRequest
+	18, // 30: raylink.node.v1.NodeService.Children:input_type -> raylink.node.v1.ChildrenRequest
+	21, // 31: raylink.node.v1.NodeService.Create:input_type -> raylink.node.v1.CreateRequest
+	23, // 32: raylink.node.v1.NodeService.CancelCreate:input_type -> raylink.node.v1.CancelCreateRequest
+	25, // 33: raylink.node.v1.NodeService.CreateTunnel:input_type -> raylink.node.v1.CreateTunnelRequest
+	27, // 34: raylink.node.v1.NodeService.TunnelStats:input_type -> raylink.node.v1.TunnelStatsRequest
+	29, // 35: raylink.node.v1.NodeService.Stop:input_type -> raylink.node.v1.StopRequest
+	15, // 36: raylink.node.v1.NodeService.Ping:output_type -> raylink.node.v1.PingResponse
+	17, // 37: raylink.node.v1.NodeService.Info:output_type -> raylink.node.v1.InfoResponse
+	19, // 38: raylink.node.v1.NodeService.Children:output_type -> raylink.node.v1.ChildrenResponse
+	22, // 39: raylink.node.v1.NodeService.Create:output_type -> raylink.node.v1.CreateResponse
+	24, // 40: raylink.node.v1.NodeService.CancelCreate:output_type -> raylink.node.v1.CancelCreateResponse
+	26, // 41: raylink.node.v1.NodeService.CreateTunnel:output_type -> raylink.node.v1.CreateTunnelResponse
+	28, // 42: raylink.node.v1.NodeService.TunnelStats:output_type -> raylink.node.v1.TunnelStatsResponse
+	30, // 43: raylink.node.v1.NodeService.Stop:output_type -> raylink.node.v1.StopResponse
+	36, // [36:44] is the sub-list for method output_type
+	28, // [28:36] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_raylink_node_v1_node_proto_init() }
@@ -2029,8 +2301,8 @@ func file_raylink_node_v1_node_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_node_v1_node_proto_rawDesc), len(file_raylink_node_v1_node_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   28,
+			NumEnums:      3,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

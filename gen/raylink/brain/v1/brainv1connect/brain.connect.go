@@ -43,6 +43,10 @@ const (
 	BrainServiceWatchProcedure = "/raylink.brain.v1.BrainService/Watch"
 	// BrainServiceReportHostProcedure is the procedure name of the BrainService's ReportHost RPC.
 	BrainServiceReportHostProcedure = "/raylink.brain.v1.BrainService/ReportHost"
+	// BrainServiceListMachinesProcedure is the procedure name of the BrainService's ListMachines RPC.
+	BrainServiceListMachinesProcedure = "/raylink.brain.v1.BrainService/ListMachines"
+	// BrainServiceWatchMachinesProcedure is the procedure name of the BrainService's WatchMachines RPC.
+	BrainServiceWatchMachinesProcedure = "/raylink.brain.v1.BrainService/WatchMachines"
 )
 
 var (
@@ -109,6 +113,20 @@ var (
 			Procedure:  BrainServiceReportHostProcedure,
 		}
 	})
+	brainServiceListMachinesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_raylink_brain_v1_brain_proto.Services().ByName("BrainService").Methods().ByName("ListMachines"),
+			Procedure:  BrainServiceListMachinesProcedure,
+		}
+	})
+	brainServiceWatchMachinesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_raylink_brain_v1_brain_proto.Services().ByName("BrainService").Methods().ByName("WatchMachines"),
+			Procedure:  BrainServiceWatchMachinesProcedure,
+		}
+	})
 )
 
 // BrainServiceClient is a client for the raylink.brain.v1.BrainService service.
@@ -132,6 +150,10 @@ type BrainServiceClient interface {
 	Watch(context.Context) (BrainServiceWatchClientStream, error)
 	// ReportHost reports the death of a host. The host's launcher calls it.
 	ReportHost(context.Context, *v1.ReportHostRequest) (*v1.ReportHostResponse, error)
+	// ListMachines returns the machines of the system, and what is used of them.
+	ListMachines(context.Context, *v1.ListMachinesRequest) (*v1.ListMachinesResponse, error)
+	// WatchMachines follows which machines there are.
+	WatchMachines(context.Context, *v1.WatchMachinesRequest) (BrainServiceWatchMachinesClientStream, error)
 }
 
 // NewBrainServiceClient constructs a client for the raylink.brain.v1.BrainService service. Multiple
@@ -212,6 +234,27 @@ func (s BrainServiceWatchClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// BrainServiceWatchMachinesClientStream is the client stream for the BrainService's WatchMachines
+// RPC.
+type BrainServiceWatchMachinesClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s BrainServiceWatchMachinesClientStream) Receive() (*v1.WatchMachinesResponse, error) {
+	var res v1.WatchMachinesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s BrainServiceWatchMachinesClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // BrainServiceHandler is an implementation of the raylink.brain.v1.BrainService service.
 type BrainServiceHandler interface {
 	// Hello negotiates the protocol version. Every process calls it first.
@@ -233,6 +276,10 @@ type BrainServiceHandler interface {
 	Watch(context.Context, BrainServiceWatchServerStream) error
 	// ReportHost reports the death of a host. The host's launcher calls it.
 	ReportHost(context.Context, *v1.ReportHostRequest) (*v1.ReportHostResponse, error)
+	// ListMachines returns the machines of the system, and what is used of them.
+	ListMachines(context.Context, *v1.ListMachinesRequest) (*v1.ListMachinesResponse, error)
+	// WatchMachines follows which machines there are.
+	WatchMachines(context.Context, *v1.WatchMachinesRequest, BrainServiceWatchMachinesServerStream) error
 }
 
 // RegisterBrainServiceHandler registers svc as the raylink.brain.v1.BrainService implementation on
@@ -249,6 +296,8 @@ func RegisterBrainServiceHandler(server *connect.Server, svc BrainServiceHandler
 		connect.Method{Spec: brainServiceAttachSpec(), Handler: adapter.attach},
 		connect.Method{Spec: brainServiceWatchSpec(), Handler: adapter.watch},
 		connect.Method{Spec: brainServiceReportHostSpec(), Handler: adapter.reportHost},
+		connect.Method{Spec: brainServiceListMachinesSpec(), Handler: adapter.listMachines},
+		connect.Method{Spec: brainServiceWatchMachinesSpec(), Handler: adapter.watchMachines},
 	)
 }
 
@@ -300,6 +349,22 @@ func (s BrainServiceWatchServerStream) Send(res *v1.WatchResponse) error {
 	return s.stream.Send(res)
 }
 
+// BrainServiceWatchMachinesServerStream is the server stream for the BrainService's WatchMachines
+// RPC.
+type BrainServiceWatchMachinesServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s BrainServiceWatchMachinesServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s BrainServiceWatchMachinesServerStream) Send(res *v1.WatchMachinesResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedBrainServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedBrainServiceHandler struct{}
 
@@ -337,6 +402,14 @@ func (UnimplementedBrainServiceHandler) Watch(context.Context, BrainServiceWatch
 
 func (UnimplementedBrainServiceHandler) ReportHost(context.Context, *v1.ReportHostRequest) (*v1.ReportHostResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.brain.v1.BrainService.ReportHost is not implemented")
+}
+
+func (UnimplementedBrainServiceHandler) ListMachines(context.Context, *v1.ListMachinesRequest) (*v1.ListMachinesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.brain.v1.BrainService.ListMachines is not implemented")
+}
+
+func (UnimplementedBrainServiceHandler) WatchMachines(context.Context, *v1.WatchMachinesRequest, BrainServiceWatchMachinesServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.brain.v1.BrainService.WatchMachines is not implemented")
 }
 
 type brainServiceClient struct {
@@ -413,6 +486,22 @@ func (c *brainServiceClient) ReportHost(ctx context.Context, req *v1.ReportHostR
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *brainServiceClient) ListMachines(ctx context.Context, req *v1.ListMachinesRequest) (*v1.ListMachinesResponse, error) {
+	var res v1.ListMachinesResponse
+	if err := c.client.CallUnary(ctx, brainServiceListMachinesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *brainServiceClient) WatchMachines(ctx context.Context, req *v1.WatchMachinesRequest) (BrainServiceWatchMachinesClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, brainServiceWatchMachinesSpec(), req)
+	if err != nil {
+		return BrainServiceWatchMachinesClientStream{}, err
+	}
+	return BrainServiceWatchMachinesClientStream{stream: stream}, nil
 }
 
 type brainServiceHandler struct{ svc BrainServiceHandler }
@@ -507,4 +596,24 @@ func (h brainServiceHandler) reportHost(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h brainServiceHandler) listMachines(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListMachinesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListMachines(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h brainServiceHandler) watchMachines(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.WatchMachinesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.WatchMachines(ctx, &req, BrainServiceWatchMachinesServerStream{stream: stream})
 }
