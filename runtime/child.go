@@ -262,6 +262,13 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 		return nil, nil, fmt.Errorf("reading the record of what to launch: %w", err)
 	}
 	o.inherit(&p)
+	settings, err := takeHostSettings()
+	if err != nil {
+		return nil, nil, err
+	}
+	if settings != nil {
+		applyHostSettings(settings, &o, &p)
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	over := make(chan struct{})
@@ -287,7 +294,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 			c.forceExit(fmt.Sprintf("the set-up of %s goes on %v after its context ended (%v)", rec.GetPath(), setupEndLimit, context.Cause(ctx)), nil)
 		}
 	}()
-	parts := hostapi.Parts{Output: func(l launch.Line) {
+	parts := hostapi.Parts{Launched: true, Output: func(l launch.Line) {
 		// This fails only when the parent is gone; then this process ends too.
 		_ = child.Forward(l)
 	}}

@@ -41,6 +41,9 @@ func createNodes(ctx context.Context, parent Parent, service *Service, n int, co
 	for _, opt := range opts {
 		opt(&o)
 	}
+	if o.err != nil {
+		return nil, o.err
+	}
 	if err := o.configure(service, config, p.host.types); err != nil {
 		return nil, err
 	}
@@ -187,17 +190,6 @@ func (h *Host) createOf(
 	}
 	rctx, cancel := c.bound(ctx)
 	defer cancel()
-	records, err := h.register(rctx, &brainv1.RegisterRequest{
-		Parent: parentNID, Type: t.Name(), Service: t.service.name, Count: max(1, req.GetCount()), Alias: req.GetAlias(),
-		Attributes: req.GetAttributes(), Launcher: h.info(), RequestId: id,
-	})
-	if err != nil {
-		if rctx.Err() != nil { // asked before over, which ends rctx too
-			err = endOfCreation(rctx)
-		}
-		over()
-		return nil, fmt.Errorf("naming the new nodes: %w", err)
-	}
 	ownProcess := !h.options.InProcess
 	switch req.GetPlacement() {
 	case nodev1.Placement_PLACEMENT_OWN_PROCESS:
@@ -205,6 +197,22 @@ func (h *Host) createOf(
 	case nodev1.Placement_PLACEMENT_PARENT_PROCESS, nodev1.Placement_PLACEMENT_HERE:
 		ownProcess = false
 	case nodev1.Placement_PLACEMENT_UNSPECIFIED:
+	}
+	place, err := h.placeOf(t, req, ownProcess)
+	if err != nil {
+		over()
+		return nil, err
+	}
+	records, err := h.register(rctx, c, &brainv1.RegisterRequest{
+		Parent: parentNID, Type: t.Name(), Service: t.service.name, Count: max(1, req.GetCount()), Alias: req.GetAlias(),
+		Attributes: req.GetAttributes(), Launcher: h.info(), RequestId: id, Place: place,
+	})
+	if err != nil {
+		if rctx.Err() != nil { // asked before over, which ends rctx too
+			err = endOfCreation(rctx)
+		}
+		over()
+		return nil, fmt.Errorf("naming the new nodes: %w", err)
 	}
 	if req.GetNoWait() {
 		// The records that are returned must not change.
@@ -251,7 +259,7 @@ func (h *Host) begin(
 			own := made[min(i, len(made)-1)]
 			var err error
 			if ownProcess {
-				started[i], records[i], err = h.launch(ctx, rec, t, own.raw)
+				started[i], records[i], err = h.launch(ctx, rec, c.machines[rec.GetAllocation().GetMachine()], t, own.raw)
 			} else {
 				started[i], records[i], err = h.setUp(ctx, rec, t, own.config)
 			}
@@ -441,8 +449,10 @@ func setupError(path string, err error) error {
 	return out
 }
 
-// launch starts a node in a process of its own.
-func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) (*child, *nodev1.NodeRecord, error) {
+// launch starts a node in a process of its own. at is the machine of its allocation, if it has one.
+func (h *Host) launch(
+	ctx context.Context, rec *nodev1.NodeRecord, at *brainv1.MachineUse, t NodeType, config *anypb.Any,
+) (*child, *nodev1.NodeRecord, error) {
 	payload, err := h.launchPayload(rec, t, config)
 	if err != nil {
 		return nil, rec, err
@@ -455,7 +465,7 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 		}
 	}
 	began := time.Now()
-	p, err := h.launcher.Launch(ctx, spec)
+	p, err := h.launcherOn(rec, at).Launch(ctx, spec)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, rec, setupError(rec.GetPath(), endOfCreation(ctx))

@@ -27,6 +27,8 @@ type creation struct {
 	id string
 	// parent is the parent's nid.
 	parent string
+	// machines are those that its nodes were placed on, by id.
+	machines map[string]*brainv1.MachineUse
 	// life ends when the creation is canceled, by cancel.
 	life   context.Context //nolint:containedctx // the creation's life is this context
 	cancel context.CancelCauseFunc
@@ -159,11 +161,15 @@ func (f *firstError) get() error {
 	return f.err
 }
 
-// register registers new nodes with Brain. After an error nothing is registered, even if Brain did
+// register registers the new nodes of a creation with Brain. After an error nothing is registered, even if Brain did
 // register them and its response was lost.
-func (h *Host) register(ctx context.Context, req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
+func (h *Host) register(ctx context.Context, c *creation, req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
 	res, err := h.brain.Register(ctx, req)
 	if err == nil {
+		c.machines = make(map[string]*brainv1.MachineUse, len(res.GetMachines()))
+		for _, use := range res.GetMachines() {
+			c.machines[use.GetMachine().GetId()] = use
+		}
 		return res.GetNodes(), nil
 	}
 	if !isVerdict(err) {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/machine"
 )
 
 // Called by generated code.
@@ -27,14 +28,14 @@ const (
 	MinGenerated = 3
 	// MaxGenerated is the newest version of generated code that this package supports: the version
 	// that its own plugin emits.
-	MaxGenerated = 3
+	MaxGenerated = 4
 )
 
 // EnforceVersion is the type of the guard in generated code. A constant of it cannot be negative,
 // so
 //
-//	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-//	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
+//	_ = runtime.EnforceVersion(4 - runtime.MinGenerated)
+//	_ = runtime.EnforceVersion(runtime.MaxGenerated - 4)
 //
 // compile only if this package supports version 3.
 type EnforceVersion uint
@@ -54,6 +55,8 @@ type GeneratedService struct {
 	NewConfig func() proto.Message
 	// Limits are the schema's; 0 stands for a default.
 	Limits Limits
+	// Resources are what a node with a process of its own needs, as in the schema; empty for nothing.
+	Resources string
 	// Methods are in the order of the schema: a [GeneratedCall] is an index into them.
 	Methods []GeneratedMethod
 
@@ -88,9 +91,18 @@ func (g *GeneratedService) caller() *Service {
 		for i, row := range g.Methods {
 			methods[i] = &Method{name: row.Name, concurrent: row.Concurrent, newRequest: row.NewRequest, newResponse: row.NewResponse}
 		}
-		g.service = newService(desc, serviceConfig{typeName: g.Type, newConfig: g.NewConfig, Limits: g.Limits}, methods...)
+		g.service = newService(desc, serviceConfig{typeName: g.Type, newConfig: g.NewConfig, Limits: g.Limits, resources: g.resources()}, methods...)
 	})
 	return g.service
+}
+
+// resources parses the resources, which the plugin has verified.
+func (g *GeneratedService) resources() map[string]int64 {
+	resources, err := machine.ParseResources(g.Resources)
+	if err != nil {
+		panic(fmt.Sprintf("raylink: service %s: %v; run `buf generate`", g.Name, err))
+	}
+	return resources
 }
 
 // host returns the service for hosting its nodes. handlers run its methods, in the same order.

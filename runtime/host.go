@@ -19,6 +19,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	"github.com/raylink/raylink/gen/raylink/machine/v1/machinev1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
@@ -51,6 +52,8 @@ type Host struct {
 	dir      *rundir.Host
 	run      *rundir.Run
 	launcher launch.Launcher
+	// machines keeps this machine; nil in a process that was launched for a node.
+	machines *machineKeeper
 	output   *output
 	listener *listen.Listener
 	// guard authorizes HTTP requests; ownCalls serves the tunnel calls for the host itself.
@@ -175,6 +178,11 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	if h.machine, err = rundir.Machine(); err != nil {
 		return nil, fmt.Errorf("finding out which machine this is: %w", err)
 	}
+	if !parts.Launched {
+		if h.machines, err = newMachineKeeper(h, parts.Agent); err != nil {
+			return nil, err
+		}
+	}
 	h.server = newHostServer(h, parts.Brain)
 	h.peers = peers.New(peers.Config{
 		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
@@ -285,6 +293,9 @@ func (h *Host) Close(ctx context.Context) error {
 	h.beginEnding()
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
 	errs := append([]error{h.stopChildren(ctx, "")}, h.stopSupervised(ctx)...)
+	if h.machines != nil {
+		errs = append(errs, h.machines.close(ctx))
+	}
 	// Nodes whose parent lives in another process stop last.
 	for _, n := range h.localNodes() {
 		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))
@@ -326,6 +337,9 @@ func (h *Host) release(cause error) {
 	h.mu.Lock()
 	h.ended = true
 	h.mu.Unlock()
+	if h.machines != nil {
+		_ = h.machines.close(h.life) // Close has ended what was launched, if this host has ever served
+	}
 	if h.listener != nil {
 		h.listener.Close()
 	}
@@ -461,7 +475,10 @@ func (h *Host) listen(brain hostapi.Brain) error {
 	if err != nil {
 		return err
 	}
-	h.guard, h.ownCalls = guard, tunnel.ServerHandler(h.server)
+	// What hosts call of each other is not for HTTP clients.
+	tunnelled := newHostServer(h, brain)
+	machinev1connect.RegisterMachineServiceHandler(tunnelled, machineService{h})
+	h.guard, h.ownCalls = guard, tunnel.ServerHandler(tunnelled)
 	h.listener, err = listen.New(h.life, listen.Config{
 		Address: h.options.Listen, Advertise: h.options.Advertise, Socket: h.dir.Socket(), Tunnel: h.tunnelConfig(),
 		Self: tunnel.Welcome{Host: h.id, Build: launch.Build()}, Admit: h.admit, Log: h.log, Spawn: h.goBackground,

@@ -67,6 +67,9 @@ type Options struct {
 	// it concerns the whole process.
 	HeapFloor int
 
+	// Machine describes the machine that this process is on, unless that has an agent.
+	Machine MachineOptions
+
 	// systemTypes are the node types that every process can host. A type of the program's own with
 	// the same name takes precedence.
 	systemTypes []NodeType
@@ -74,6 +77,21 @@ type Options struct {
 	// parsed, as errors.
 	alone   bool
 	invalid []error
+}
+
+// MachineOptions describe a machine of the system. What is not set is found out.
+type MachineOptions struct {
+	// Name is what users call the machine. The default is its host name.
+	Name string
+	// Resources are amounts that replace what was found out, or add other resources, such as
+	// `cpu=8,gpu=1,licence=2`. Memory is in bytes, or has a unit such as GiB. Without them a machine
+	// has the processors, the memory and the GPUs that this process may use.
+	Resources string
+	// Labels are what nodes can require of the machine.
+	Labels Labels
+	// Programs are executables that are installed on the machine, by name: a node whose program has
+	// such a name runs that file, instead of the one of its creator. Agents only use them.
+	Programs map[string]string
 }
 
 // InheritedOptions are the options that a process launched for a node takes over from the process
@@ -235,6 +253,9 @@ func WithHeapFloor(bytes int) Option { return optionFunc(func(o *Options) { o.He
 // raylink.Start ignores that variable and starts a system of its own.
 func WithBrainFromEnvironment() Option { return optionFunc(func(o *Options) { o.alone = false }) }
 
+// WithMachine describes the machine that this process is on. See [Options].Machine.
+func WithMachine(m MachineOptions) Option { return optionFunc(func(o *Options) { o.Machine = m }) }
+
 const defaultKeepRuns = 20
 
 // newOptions is [hostapi.Functions].NewOptions.
@@ -358,6 +379,8 @@ type createOptions struct {
 	request *nodev1.CreateRequest
 	// each sets the configuration of the i-th node; nil if all nodes share one.
 	each func(i int, config proto.Message) error
+	// err is the first error of an option.
+	err error
 }
 
 // WithAlias gives the node an additional name, unique in the system.

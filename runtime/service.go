@@ -30,6 +30,8 @@ type serviceConfig struct {
 	typeName string
 	// newConfig makes an empty configuration message; nil for a type without configuration.
 	newConfig func() proto.Message
+	// resources are what a node with a process of its own needs, as amounts by name.
+	resources map[string]int64
 }
 
 // Service is one service's method table, made once by generated code and used by the host's

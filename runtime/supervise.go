@@ -226,7 +226,7 @@ func (s *supervisor) restart(ctx context.Context) error {
 // launch starts an incarnation that Brain has recorded.
 func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 	h := s.host
-	started, newest, err := h.launch(ctx, rec, s.t, s.config)
+	started, newest, err := h.launch(ctx, rec, nil, s.t, s.config)
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reachTimeout)
 		defer cancel()

@@ -73,6 +73,11 @@ type Parts struct {
 	Launcher launch.Launcher
 	// Output receives the lines that nodes' processes print; nil for the function in the options.
 	Output func(launch.Line)
+	// Launched is set if the process was launched for a node. Others keep the machine that they are
+	// on.
+	Launched bool
+	// Agent makes the host an agent, whose description of the machine precedes those of others.
+	Agent bool
 }
 
 // Brain is a Brain in the host's own process: the host's listener is Brain's, and the gateway to

@@ -4,7 +4,7 @@ package launch
 // and what it means. It uses neither processes nor pipes, so that it can be tested and fuzzed
 // without them.
 type conversation struct {
-	// build is the one that the child must have.
+	// build is the one that the child must have; empty for any.
 	build string
 
 	greeted   bool
@@ -56,7 +56,7 @@ func (c *conversation) greet(body []byte) error {
 	if err != nil {
 		return err
 	}
-	if string(build) != c.build {
+	if c.build != "" && string(build) != c.build {
 		return protocolErrorf("it is another build: this process is %s, it is %s", c.build, build)
 	}
 	c.greeted = true

@@ -18,7 +18,7 @@ type Executable struct {
 	Dir string
 	// Env are variables, NAME=VALUE, in addition to the environment of this process.
 	Env []string
-	// Build is the build that it must have, see [Build].
+	// Build is the build that it must have, see [Build]; empty for any.
 	Build string
 	// HelloTimeout bounds the time from its start until its hello, as [WithHelloTimeout] does. 0
 	// means the launcher's.

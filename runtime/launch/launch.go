@@ -61,6 +61,9 @@ type Spec struct {
 	// Log is the path of a [LogFile] to which the process's own lines are appended, each with the
 	// time of its arrival (its descendants have files of their own). Empty means none.
 	Log string
+	// Env are variables, NAME=VALUE, that the process has in addition to the environment of the
+	// process that launches it, or instead of its values.
+	Env []string
 }
 
 // MaxLine is the length of the longest line, in bytes. Longer ones are delivered in pieces.

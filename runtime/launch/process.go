@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"time"
 
@@ -106,7 +107,7 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 	}
 	theirs = append(theirs, args)
 	cmd.ExtraFiles = []*os.File{theirs[0], theirs[1], args} // they become 3, 4 and 5
-	cmd.Env = append(childEnvironment("3,4", "5", p.mark), cmd.Env...)
+	cmd.Env = slices.Concat(childEnvironment("3,4", "5", p.mark), cmd.Env, spec.Env)
 	cmd.Args = []string{title(cmd.Args, spec.Name)}
 	cmd.Stdout, cmd.Stderr = theirs[2], theirs[3]
 	defer writeArgs()

@@ -110,14 +110,17 @@ func (s *self) Launch(ctx context.Context, spec Spec) (Process, error) {
 	return p, nil
 }
 
+// Arguments returns the arguments with which this program is launched again, the name of the
+// program first. It fails where [Self] would launch nothing.
+func Arguments() ([]string, error) {
+	cmd, err := command()
+	if err != nil {
+		return nil, fmt.Errorf("launch: %w", err)
+	}
+	return cmd.Args, nil
+}
+
 func (s *self) launch(ctx context.Context, spec Spec) (*process, error) {
-	if _, ok := os.LookupEnv(marker); ok {
-		return nil, errors.New("this process was itself launched as a host, but has not looked whether it was (launch.Inherited, " +
-			"which raylink.Init calls): it would start itself over and over")
-	}
-	if err := allowedInTestBinary(); err != nil {
-		return nil, err
-	}
 	cmd, err := command()
 	if err != nil {
 		return nil, err
@@ -150,6 +153,13 @@ func (s *self) run(ctx context.Context, cmd *exec.Cmd, spec Spec, opts options) 
 
 // command returns this program's command line, to run it again.
 func command() (*exec.Cmd, error) {
+	if _, ok := os.LookupEnv(marker); ok {
+		return nil, errors.New("this process was itself launched as a host, but has not looked whether it was (launch.Inherited, " +
+			"which raylink.Init calls): it would start itself over and over")
+	}
+	if err := allowedInTestBinary(); err != nil {
+		return nil, err
+	}
 	path, err := executable()
 	if err != nil {
 		return nil, err

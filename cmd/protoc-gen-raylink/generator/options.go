@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 
 	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
+	"github.com/raylink/raylink/internal/machine"
 	"github.com/raylink/raylink/internal/nodename"
 )
 
@@ -32,6 +33,7 @@ const (
 	nodeMaxConcurrencyField = 3
 	nodeMaxPendingField     = 4
 	nodeMaxStreamsField     = 5
+	nodeResourcesField      = 6
 	methodConcurrentField   = 1
 	columnDTypeField        = 1
 	columnShapeField        = 2
@@ -52,6 +54,7 @@ type nodeOptions struct {
 	typed                                  bool
 	config                                 *protogen.Message // nil for none
 	maxConcurrency, maxPending, maxStreams uint32
+	resources                              string                     // in a canonical form
 	concurrent                             map[protoreflect.Name]bool // of unary methods
 }
 
@@ -189,6 +192,11 @@ func (r *optionsReader) readNode(service *protogen.Service, read *nodeOptions) {
 	read.maxConcurrency = r.bound(service, "max_concurrency", nodeMaxConcurrencyField, options.MaxConcurrency)
 	read.maxPending = r.bound(service, "max_pending", nodeMaxPendingField, options.MaxPending)
 	read.maxStreams = r.bound(service, "max_streams", nodeMaxStreamsField, options.MaxStreams)
+	resources, err := machine.ParseResources(options.GetResources())
+	if err != nil {
+		r.problems.addf(r.file, optionPath(service.Location, nodeResourcesField), "service %s: %v", service.Desc.Name(), err)
+	}
+	read.resources = resources.String()
 }
 
 func (r *optionsReader) method(method *protogen.Method, concurrent map[protoreflect.Name]bool) {

@@ -81,6 +81,9 @@ func (s *serviceWriter) methodTable() {
 	if len(limits) > 0 {
 		fields = append(fields, [2]string{"Limits", s.rt("Limits") + "{" + strings.Join(limits, ", ") + "}"})
 	}
+	if s.options.resources != "" {
+		fields = append(fields, [2]string{"Resources", strconv.Quote(s.options.resources)})
+	}
 	s.line()
 	s.comment("", comment(sentence("%s describes the service %s. Calls identify a method by its index in Methods.", s.table, s.service.Desc.FullName())))
 	s.line("var ", s.table, " = ", s.rt("GeneratedService"), "{")

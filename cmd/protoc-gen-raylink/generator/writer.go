@@ -15,7 +15,7 @@ import (
 
 // contractVersion is the version of the contract between generated code and the runtime that this
 // plugin writes for: runtime.MaxGenerated of the same release.
-const contractVersion = 3
+const contractVersion = 4
 
 // rowVersion is the version of the contract between generated row code and package row that this
 // plugin writes for: row.MaxGenerated of the same release.

@@ -247,6 +247,18 @@ func (p *Pool) Brain(address string) connect.Transport {
 	})
 }
 
+// Host returns a transport to a host itself, not to one of its nodes, that gets its connection from
+// the pool for each call.
+func (p *Pool) Host(info *nodev1.HostInfo) connect.Transport {
+	return transportFunc(func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+		conn, err := p.Get(ctx, &nodev1.NodeRecord{Host: info}, "")
+		if err != nil {
+			return nil, err
+		}
+		return conn.Transport("", "").NewClientStream(ctx, spec)
+	})
+}
+
 type transportFunc func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error)
 
 // NewClientStream implements [connect.Transport].

@@ -29,6 +29,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/internal/connecterr"
@@ -43,10 +44,12 @@ const (
 // Host is what a session reports of its host, and what it notifies of. The methods are called on
 // goroutines of the session, which continue when they return.
 type Host interface {
-	// Info describes the host, and Nodes returns those on it. Brain gets both with each new
-	// lease.
+	// Info describes the host, and Nodes returns those on it. Brain gets them, and the machine,
+	// with each new lease.
 	Info() *nodev1.HostInfo
 	Nodes() []*nodev1.NodeRef
+	// Machine describes the machine that the host keeps; nil if it keeps none.
+	Machine() *machinev1.Machine
 	// OnPolicy is called with Brain's policy for HTTP clients, when a lease is granted.
 	OnPolicy(policy *brainv1.WebPolicy)
 	// OnRecord is called with each record of a followed node that Brain sends. Records may repeat.
@@ -114,6 +117,12 @@ func newSession(config Config, hello *brainv1.HelloResponse) *Session {
 		config: config, hello: hello, watched: make(map[string]int), unsent: make(map[string]struct{}), changed: make(chan struct{}, 1),
 		leaving: make(chan struct{}), left: make(chan struct{}),
 	}
+}
+
+// first is the first message of a lease.
+func (s *Session) first() *brainv1.AttachRequest {
+	host := s.config.Host
+	return &brainv1.AttachRequest{Host: host.Info(), Nodes: host.Nodes(), Machine: host.Machine()}
 }
 
 // Root refers to Brain as a node.
@@ -218,7 +227,7 @@ func (s *Session) holdLease(ctx context.Context, attached func()) (held bool, er
 		return false, err
 	}
 	defer func() { _ = stream.Close() }()
-	if err := stream.Send(&brainv1.AttachRequest{Host: s.config.Host.Info(), Nodes: s.config.Host.Nodes()}); err != nil {
+	if err := stream.Send(s.first()); err != nil {
 		return false, endOf(stream, err)
 	}
 	res, err := stream.Receive()

@@ -18,6 +18,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
@@ -50,7 +51,9 @@ type fakeHost struct {
 	policies []*brainv1.WebPolicy
 }
 
-func (*fakeHost) Info() *nodev1.HostInfo   { return &nodev1.HostInfo{Id: "the host"} }
+func (*fakeHost) Info() *nodev1.HostInfo      { return &nodev1.HostInfo{Id: "the host"} }
+func (*fakeHost) Machine() *machinev1.Machine { return nil }
+
 func (*fakeHost) Nodes() []*nodev1.NodeRef { return []*nodev1.NodeRef{{Nid: "mine"}} }
 
 func (h *fakeHost) OnPolicy(p *brainv1.WebPolicy) {

@@ -1410,8 +1410,10 @@ type Place struct {
 	// The machine's name or id; empty for any.
 	On string `protobuf:"bytes,3,opt,name=on,proto3" json:"on,omitempty"`
 	// The nid of a node whose machine it is; empty for any.
-	Near          string        `protobuf:"bytes,4,opt,name=near,proto3" json:"near,omitempty"`
-	Strategy      PlaceStrategy `protobuf:"varint,5,opt,name=strategy,proto3,enum=raylink.node.v1.PlaceStrategy" json:"strategy,omitempty"`
+	Near     string        `protobuf:"bytes,4,opt,name=near,proto3" json:"near,omitempty"`
+	Strategy PlaceStrategy `protobuf:"varint,5,opt,name=strategy,proto3,enum=raylink.node.v1.PlaceStrategy" json:"strategy,omitempty"`
+	// Nodes need what resources says, and not what their type needs by default.
+	NoDefaults    bool `protobuf:"varint,6,opt,name=no_defaults,json=noDefaults,proto3" json:"no_defaults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1479,6 +1481,13 @@ func (x *Place) GetStrategy() PlaceStrategy {
 		return x.Strategy
 	}
 	return PlaceStrategy_PLACE_STRATEGY_UNSPECIFIED
+}
+
+func (x *Place) GetNoDefaults() bool {
+	if x != nil {
+		return x.NoDefaults
+	}
+	return false
 }
 
 type CreateRequest struct {
@@ -2102,13 +2111,15 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x19.raylink.node.v1.NodeInfoR\x04info\"\x11\n" +
 	"\x0fChildrenRequest\"K\n" +
 	"\x10ChildrenResponse\x127\n" +
-	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\xe1\x02\n" +
+	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\x82\x03\n" +
 	"\x05Place\x12C\n" +
 	"\tresources\x18\x01 \x03(\v2%.raylink.node.v1.Place.ResourcesEntryR\tresources\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".raylink.node.v1.Place.LabelsEntryR\x06labels\x12\x0e\n" +
 	"\x02on\x18\x03 \x01(\tR\x02on\x12\x12\n" +
 	"\x04near\x18\x04 \x01(\tR\x04near\x12:\n" +
-	"\bstrategy\x18\x05 \x01(\x0e2\x1e.raylink.node.v1.PlaceStrategyR\bstrategy\x1a<\n" +
+	"\bstrategy\x18\x05 \x01(\x0e2\x1e.raylink.node.v1.PlaceStrategyR\bstrategy\x12\x1f\n" +
+	"\vno_defaults\x18\x06 \x01(\bR\n" +
+	"noDefaults\x1a<\n" +
 	"\x0eResourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +

@@ -45,7 +45,12 @@ type NodeOptions struct {
 	MaxPending *uint32 `protobuf:"varint,4,opt,name=max_pending,json=maxPending,proto3,oneof" json:"max_pending,omitempty"`
 	// How many concurrent methods and streams may run at once, in addition to the turns. Default:
 	// 1024.
-	MaxStreams    *uint32 `protobuf:"varint,5,opt,name=max_streams,json=maxStreams,proto3,oneof" json:"max_streams,omitempty"`
+	MaxStreams *uint32 `protobuf:"varint,5,opt,name=max_streams,json=maxStreams,proto3,oneof" json:"max_streams,omitempty"`
+	// What each node with a process of its own needs of its machine, such as
+	// `cpu=0.5,gpu=1,memory=16GiB`: `cpu`, `gpu`, `memory`, and other resources that machines have.
+	// Memory is in bytes, or has a unit from kB to EB, or from KiB to EiB. A creation can require
+	// something else. Default: nothing.
+	Resources     *string `protobuf:"bytes,6,opt,name=resources,proto3,oneof" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -113,6 +118,13 @@ func (x *NodeOptions) GetMaxStreams() uint32 {
 		return *x.MaxStreams
 	}
 	return 0
+}
+
+func (x *NodeOptions) GetResources() string {
+	if x != nil && x.Resources != nil {
+		return *x.Resources
+	}
+	return ""
 }
 
 // MethodOptions configures one method.
@@ -345,7 +357,7 @@ var File_raylink_options_v1_options_proto protoreflect.FileDescriptor
 
 const file_raylink_options_v1_options_proto_rawDesc = "" +
 	"\n" +
-	" raylink/options/v1/options.proto\x12\x12raylink.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\x85\x02\n" +
+	" raylink/options/v1/options.proto\x12\x12raylink.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1eraylink/tensor/v1/tensor.proto\"\xb6\x02\n" +
 	"\vNodeOptions\x12\x17\n" +
 	"\x04type\x18\x01 \x01(\tH\x00R\x04type\x88\x01\x01\x12\x1b\n" +
 	"\x06config\x18\x02 \x01(\tH\x01R\x06config\x88\x01\x01\x12,\n" +
@@ -353,12 +365,15 @@ const file_raylink_options_v1_options_proto_rawDesc = "" +
 	"\vmax_pending\x18\x04 \x01(\rH\x03R\n" +
 	"maxPending\x88\x01\x01\x12$\n" +
 	"\vmax_streams\x18\x05 \x01(\rH\x04R\n" +
-	"maxStreams\x88\x01\x01B\a\n" +
+	"maxStreams\x88\x01\x01\x12!\n" +
+	"\tresources\x18\x06 \x01(\tH\x05R\tresources\x88\x01\x01B\a\n" +
 	"\x05_typeB\t\n" +
 	"\a_configB\x12\n" +
 	"\x10_max_concurrencyB\x0e\n" +
 	"\f_max_pendingB\x0e\n" +
-	"\f_max_streams\"C\n" +
+	"\f_max_streamsB\f\n" +
+	"\n" +
+	"_resources\"C\n" +
 	"\rMethodOptions\x12#\n" +
 	"\n" +
 	"concurrent\x18\x01 \x01(\bH\x00R\n" +

@@ -16,7 +16,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// This code is written for version 3 of the contract between generated code and package runtime. If
+// This code is written for version 4 of the contract between generated code and package runtime. If
 // a line below does not compile, the comment above it says how to fix that.
 const (
 	// The plugin is older than package runtime in go.mod: generate this code again, with the
@@ -24,12 +24,12 @@ const (
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
 	//	buf generate
-	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(4 - runtime.MinGenerated)
 	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
 	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 4)
 )
 
 // EmptyName is the full name of the service Empty.
