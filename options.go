@@ -46,6 +46,9 @@ func WithData(directory string) Option { return runtime.WithData(directory) }
 // WithLogger sends log records to a logger instead of standard error. See [Options].Logger.
 func WithLogger(logger *slog.Logger) Option { return runtime.WithLogger(logger) }
 
+// WithMachine describes the machine that this process is on. See [Options].Machine.
+func WithMachine(m runtime.MachineOptions) Option { return runtime.WithMachine(m) }
+
 // WithKeepRuns sets how many run directories are kept. See [Options].KeepRuns.
 func WithKeepRuns(n int) Option { return runtime.WithKeepRuns(n) }
 

@@ -105,6 +105,9 @@ type Host struct {
 	// ending is closed when the host begins to end; see beginEnding.
 	ending     chan struct{}
 	endingOnce sync.Once
+	// declaredDead is closed when Brain has declared a node of this host dead.
+	declaredDead     chan struct{}
+	declaredDeadOnce sync.Once
 	// only is the node that the process was launched for; the host ends with it.
 	only atomic.Pointer[Node]
 }
@@ -153,8 +156,10 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 		creations: make(map[*creation]struct{}),
 		remotes:   make(map[string]weak.Pointer[remote]),
 		ending:    make(chan struct{}),
-		events:    newEvents(options.Events, partOf(options.Logger, logs.Host)),
-		layers:    clientLayers(options.ClientInterceptors),
+
+		declaredDead: make(chan struct{}),
+		events:       newEvents(options.Events, partOf(options.Logger, logs.Host)),
+		layers:       clientLayers(options.ClientInterceptors),
 	}
 	if h.launcher == nil {
 		h.launcher = launch.Self(launch.WithHelloTimeout(options.StartTimeout))
@@ -292,10 +297,11 @@ func (h *Host) Close(ctx context.Context) error {
 	began := time.Now()
 	h.beginEnding()
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
-	errs := append([]error{h.stopChildren(ctx, "")}, h.stopSupervised(ctx)...)
-	if h.machines != nil {
+	var errs []error
+	if h.machines != nil { // what others have created here ends before this host's own nodes
 		errs = append(errs, h.machines.close(ctx))
 	}
+	errs = append(append(errs, h.stopChildren(ctx, "")), h.stopSupervised(ctx)...)
 	// Nodes whose parent lives in another process stop last.
 	for _, n := range h.localNodes() {
 		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))
@@ -464,6 +470,7 @@ func (s sessionHost) OnRecord(rec *nodev1.NodeRecord) {
 
 // OnDeclaredDead implements [session.Host].
 func (s sessionHost) OnDeclaredDead(nid string) {
+	s.host.declaredDeadOnce.Do(func() { close(s.host.declaredDead) })
 	if n := s.host.localNode(nid); n != nil && !n.isStopping() {
 		n.fail(errors.New("its host could not be reached, and it was declared dead"))
 	}

@@ -1,6 +1,11 @@
 package runtime
 
-import "github.com/raylink/raylink/internal/hostapi"
+import (
+	"context"
+
+	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
+	"github.com/raylink/raylink/internal/hostapi"
+)
 
 func init() { //nolint:gochecknoinits // hostapi cannot import this package
 	hostapi.Set(hostapi.Functions[*Host, Options, Option, NodeType]{
@@ -13,5 +18,8 @@ func init() { //nolint:gochecknoinits // hostapi cannot import this package
 		ServeChild:     serveChild,
 		ProvideNode:    provideNode,
 		SuperviseNode:  superviseNode,
+		Machine:        func(h *Host) *machinev1.Machine { return h.machines.declared },
+		CloseMachine:   func(ctx context.Context, h *Host) error { return h.machines.close(ctx) },
+		DeclaredDead:   func(h *Host) <-chan struct{} { return h.declaredDead },
 	})
 }

@@ -1,6 +1,8 @@
 // Raylink is the command line: it runs a Brain, lists the nodes of a system, and calls them.
 //
 //	raylink brain                           run a Brain until it is interrupted
+//	raylink agent                           make this machine part of a system
+//	raylink machines                        show the machines, and what is used of them
 //	raylink tree [NODE]                     show the nodes
 //	raylink methods NODE                    list a node's methods
 //	raylink call NODE Method '{"by": 2}'    call one, by path, alias or nid

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -101,7 +102,7 @@ func drawTree(records []*nodev1.NodeRecord) string {
 		}
 		children[parent] = append(children[parent], rec)
 	}
-	rows := [][]string{{"NODE", "TYPE", "STATE", "PID", "HOST", "ALIAS", "ATTRIBUTES"}}
+	rows := [][]string{{"NODE", "TYPE", "STATE", "MACHINE", "PID", "HOST", "ALIAS", "ATTRIBUTES"}}
 	var draw func(rec *nodev1.NodeRecord, head, indent string)
 	draw = func(rec *nodev1.NodeRecord, head, indent string) {
 		name := rec.GetName()
@@ -113,7 +114,7 @@ func drawTree(records []*nodev1.NodeRecord) string {
 			pid = strconv.Itoa(int(rec.GetHost().GetPid()))
 		}
 		rows = append(rows, []string{
-			head + printable(name), printable(rec.GetType()), stateName(rec), pid, printable(rec.GetHost().GetAddress()),
+			head + printable(name), printable(rec.GetType()), stateName(rec), printable(machineOf(rec)), pid, printable(rec.GetHost().GetAddress()),
 			printable(rec.GetAlias()), attributes(rec.GetAttributes()),
 		})
 		siblings := children[rec.GetNid()]
@@ -127,6 +128,11 @@ func drawTree(records []*nodev1.NodeRecord) string {
 	}
 	draw(top, "", "")
 	return table(rows)
+}
+
+// machineOf is the name of a node's machine, or its id where Brain has not placed the node.
+func machineOf(rec *nodev1.NodeRecord) string {
+	return cmp.Or(rec.GetAllocation().GetName(), rec.GetHost().GetMachine())
 }
 
 // table aligns columns and omits those without an entry. Its first row has the headings.

@@ -126,7 +126,12 @@ func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime,
 	return start(ctx, embed, withSystemTypes(hosts.NewOptions(append(first, opts...)...)))
 }
 
-func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runtime, err error) {
+func start(ctx context.Context, embed *Embed, options runtime.Options) (*Runtime, error) {
+	return startAs(ctx, embed, options, false)
+}
+
+// startAs is start for an agent, or another process.
+func startAs(ctx context.Context, embed *Embed, options runtime.Options, agent bool) (_ *Runtime, err error) {
 	rt := &Runtime{drain: options.Drain, done: make(chan struct{})}
 	file := rt.logTo(&options)
 	defer func() {
@@ -144,7 +149,7 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts(""), ps.SweepFiles(data)); serr != nil {
 		options.Logger.Debug("sweeping the files of dead processes", slog.Any("error", serr))
 	}
-	var parts hostapi.Parts
+	parts := hostapi.Parts{Agent: agent}
 	if options.Brain == "" {
 		if embed == nil {
 			return nil, connect.NewError(connect.CodeFailedPrecondition,

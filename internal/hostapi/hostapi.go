@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
@@ -56,6 +57,14 @@ type Functions[Host, Options, Option, NodeType any] struct {
 	// config is the type's configuration; nil means its defaults. Each incarnation that this host
 	// starts gets it. An incarnation that is adopted keeps the one that it was started with.
 	SuperviseNode func(ctx context.Context, h Host, service string, config proto.Message) error
+
+	// Machine is what a host declares of its machine. It must not be modified.
+	Machine func(h Host) *machinev1.Machine
+	// CloseMachine stops all processes that a host has launched for hosts on other machines, and
+	// launches no more of them. Those that have not ended when ctx does are killed.
+	CloseMachine func(ctx context.Context, h Host) error
+	// DeclaredDead returns a channel that is closed when Brain has declared nodes of the host dead.
+	DeclaredDead func(h Host) <-chan struct{}
 }
 
 // Parts are what a host is made of in addition to its options.
