@@ -24,6 +24,7 @@ var ownOptions = map[string]string{
 	"ClientInterceptors": "functions: the program gives Init its own in every process",
 	"BusyPoll":           "of the process; RAYLINK_BUSY_POLL is inherited with the environment",
 	"HeapFloor":          "of the process; RAYLINK_HEAP_FLOOR is inherited with the environment",
+	"Machine":            "a launched process describes no machine",
 	"alone":              "a launched process has the Brain that it inherits",
 	"invalid":            "errors of the environment, which the launcher has returned",
 }

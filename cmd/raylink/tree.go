@@ -102,6 +102,9 @@ func drawTree(records []*nodev1.NodeRecord) string {
 		}
 		children[parent] = append(children[parent], rec)
 	}
+	several := slices.ContainsFunc(records, func(rec *nodev1.NodeRecord) bool {
+		return machineOf(rec) != "" && machineOf(rec) != machineOf(top)
+	})
 	rows := [][]string{{"NODE", "TYPE", "STATE", "MACHINE", "PID", "HOST", "ALIAS", "ATTRIBUTES"}}
 	var draw func(rec *nodev1.NodeRecord, head, indent string)
 	draw = func(rec *nodev1.NodeRecord, head, indent string) {
@@ -113,8 +116,12 @@ func drawTree(records []*nodev1.NodeRecord) string {
 		if rec.GetHost().GetPid() != 0 {
 			pid = strconv.Itoa(int(rec.GetHost().GetPid()))
 		}
+		where := ""
+		if several {
+			where = printable(machineOf(rec))
+		}
 		rows = append(rows, []string{
-			head + printable(name), printable(rec.GetType()), stateName(rec), printable(machineOf(rec)), pid, printable(rec.GetHost().GetAddress()),
+			head + printable(name), printable(rec.GetType()), stateName(rec), where, pid, printable(rec.GetHost().GetAddress()),
 			printable(rec.GetAlias()), attributes(rec.GetAttributes()),
 		})
 		siblings := children[rec.GetNid()]

@@ -88,6 +88,14 @@ func TestRefusals(t *testing.T) {
 			files: schema("service S {\n  option (raylink.options.v1.node).max_pending = 2147483648;\n}"),
 			want:  `x.proto:3:3: service S: max_pending is 2147483648, more than an int of 32 bits can hold`,
 		},
+		"resources without an amount": {
+			files: schema("service S {\n  option (raylink.options.v1.node).resources = \"cpu=1,gpu\";\n}"),
+			want:  `x.proto:3:3: service S: resources: "gpu": an entry has the form name=amount`,
+		},
+		"a part of a GPU": {
+			files: schema("service S {\n  option (raylink.options.v1.node).resources = \"gpu=0.5\";\n}"),
+			want:  `x.proto:3:3: service S: resources: "gpu=0.5": GPUs are whole: a part of one can't be allocated`,
+		},
 		"a stream that takes turns": {
 			files: schema("service S {\n  rpc Do(M) returns (stream M) {\n" +
 				"    option (raylink.options.v1.method).concurrent = false;\n  }\n}"),

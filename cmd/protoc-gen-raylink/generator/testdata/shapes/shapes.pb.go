@@ -167,15 +167,15 @@ const file_shapes_shapes_proto_rawDesc = "" +
 	"\vEchoRequest\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"\"\n" +
 	"\fEchoResponse\x12\x12\n" +
-	"\x04text\x18\x01 \x01(\tR\x04text2\xb2\x03\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text2\xcb\x03\n" +
 	"\x04Echo\x126\n" +
 	"\x03Say\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse\x12@\n" +
 	"\x03Now\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12A\n" +
 	"\x04Turn\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x00\x12E\n" +
 	"\x06Repeat\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x010\x01\x129\n" +
 	"\x04Join\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse(\x01\x12;\n" +
-	"\x04Chat\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse(\x010\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
-	"\x06parrot\x12\x14shapes.v1.EchoConfig\x18\x02 d(\xff\xff\xff\xff\a2\xf4\x01\n" +
+	"\x04Chat\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse(\x010\x01\x1aG\xa2\xf3\xf2\x86\aA\n" +
+	"\x06parrot\x12\x14shapes.v1.EchoConfig\x18\x02 d(\xff\xff\xff\xff\a2\x17memory=2048MiB,cpu=0.502\xf4\x01\n" +
 	"\x05Plain\x126\n" +
 	"\x03Say\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse\x12;\n" +
 	"\x06Repeat\x12\x16.shapes.v1.EchoRequest\x1a\x17.shapes.v1.EchoResponse0\x01\x129\n" +

@@ -46,7 +46,8 @@ var echoService = runtime.GeneratedService{
 	NewConfig: func() proto.Message {
 		return new(shapesv1.EchoConfig)
 	},
-	Limits: runtime.Limits{MaxConcurrency: 2, MaxPending: 100, MaxStreams: 2147483647},
+	Limits:    runtime.Limits{MaxConcurrency: 2, MaxPending: 100, MaxStreams: 2147483647},
+	Resources: "cpu=0.5,memory=2GiB",
 	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Say",
