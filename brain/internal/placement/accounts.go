@@ -239,6 +239,9 @@ func (a *Accounts) Allocation(node string) (Allocation, bool) {
 	return had.Allocation, true
 }
 
+// Len is how many nodes have allocations.
+func (a *Accounts) Len() int { return a.nodes.Len() }
+
 // Usage is a machine with what is used of it.
 type Usage struct {
 	Machine
