@@ -56,6 +56,9 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 	if err := tree.CheckHost("host", host); err != nil {
 		return err
 	}
+	if err := tree.CheckMachine(host, first.GetMachine()); err != nil {
+		return err
+	}
 	session, err := b.leases.Attach(ctx, host)
 	if err != nil {
 		return err
@@ -65,12 +68,19 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 
 	var unknown []string
 	if err := b.change(ctx, func(x *tree.Txn) error {
+		select {
+		case <-session.Over():
+			// The host was declared dead or has attached again: what it keeps has been removed, or
+			// declared by the other stream.
+			return session.Err()
+		default:
+		}
 		unknown = x.HostBack(host, first.GetNodes())
-		return nil
+		return x.Keep(host, first.GetMachine())
 	}); err != nil {
 		return err
 	}
-	b.opts.Logger.Debug("host attached", "host", host.GetId(), "pid", host.GetPid(), "machine", host.GetMachine(), "unknown", len(unknown))
+	b.opts.Logger.Debug("host attached", "host", host.GetId(), "pid", host.GetPid(), "machine", host.GetMachine(), "unknown", len(unknown), "keeps", first.GetMachine().GetName())
 	answer := &brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Unknown: unknown, Web: b.opts.Web}
 	if err := stream.Send(answer); err != nil {
 		return streamEnd(err)

@@ -51,6 +51,9 @@ type Brain struct {
 	stopped chan struct{} // closed when the committing goroutine has returned
 	failed  chan struct{} // closed when the store has failed
 
+	// machinesChanged notifies the watchers of machines.
+	machinesChanged broadcast
+
 	mu   sync.RWMutex // guards tree; only the committing goroutine writes it
 	tree *tree.Tree
 

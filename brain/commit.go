@@ -89,6 +89,7 @@ func (b *Brain) commit(group []*change) {
 			inner.Merge()
 		}
 	}
+	x.Serve()
 	x.Expire()
 	writes, err := x.Writes()
 	if err != nil {
@@ -109,10 +110,14 @@ func (b *Brain) commit(group []*change) {
 		return
 	}
 	b.mu.Lock()
-	changed := x.Changed()
+	changed, machinesChanged := x.Changed(), x.MachinesChanged()
 	x.Merge()
 	b.hub.Publish(changed)
 	b.mu.Unlock()
+	if machinesChanged {
+		b.machinesChanged.notify()
+	}
+	x.Answer()
 	for i, c := range group {
 		c.done <- results[i]
 	}

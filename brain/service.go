@@ -45,16 +45,14 @@ func (s *service) Register(ctx context.Context, req *brainv1.RegisterRequest) (*
 	if err := tree.CheckText(req); err != nil {
 		return nil, err
 	}
-	var nodes []*nodev1.NodeRecord
-	err := s.brain.change(ctx, func(x *tree.Txn) (err error) {
-		nodes, err = x.Register(req)
-		return err
+	nodes, machines, err := s.brain.place(ctx, func(x *tree.Txn, caller tree.Caller) ([]*nodev1.NodeRecord, *tree.Waiting, error) {
+		return x.RegisterOrWait(req, caller)
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.brain.leases.Expect(req.GetLauncher())
-	return &brainv1.RegisterResponse{Nodes: nodes}, nil
+	return &brainv1.RegisterResponse{Nodes: nodes, Machines: machines}, nil
 }
 
 // Update changes records.
@@ -63,17 +61,25 @@ func (s *service) Update(ctx context.Context, req *brainv1.UpdateRequest) (*brai
 		return nil, err
 	}
 	var nodes []*nodev1.NodeRecord
-	err := s.brain.change(ctx, func(x *tree.Txn) (err error) {
-		nodes, err = x.Update(req.GetChanges())
-		return err
-	})
+	var machines []*brainv1.MachineUse
+	var err error
+	if changes := req.GetChanges(); len(changes) == 1 && changes[0].GetPlace() != nil {
+		nodes, machines, err = s.brain.place(ctx, func(x *tree.Txn, caller tree.Caller) ([]*nodev1.NodeRecord, *tree.Waiting, error) {
+			return x.UpdateOrWait(changes, caller)
+		})
+	} else {
+		err = s.brain.change(ctx, func(x *tree.Txn) (err error) {
+			nodes, err = x.Update(changes)
+			return err
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
 	for _, change := range req.GetChanges() {
 		s.brain.leases.Expect(change.GetHost())
 	}
-	return &brainv1.UpdateResponse{Nodes: nodes}, nil
+	return &brainv1.UpdateResponse{Nodes: nodes, Machines: machines}, nil
 }
 
 // Remove removes nodes and their descendants from the tree.

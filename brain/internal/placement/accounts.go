@@ -36,6 +36,8 @@ type state struct {
 	// stale reports whether something has changed by which a waiter may be served or have become
 	// impossible.
 	stale bool
+	// expecting reports whether more machines are expected to join.
+	expecting bool
 }
 
 // account is one machine with what is allocated on it. It remains without the machine as long as
@@ -143,6 +145,16 @@ func (a *Accounts) Leave(id string) {
 	a.stale = true
 }
 
+// Expect sets whether machines are expected to join, as after a restart of their registry. Until
+// then no request is impossible: one that the present machines could not serve waits
+// ([ExpectingError]).
+func (a *Accounts) Expect(machines bool) {
+	if a.expecting != machines {
+		a.own()
+		a.expecting, a.stale = machines, true
+	}
+}
+
 // Allocate enters what a node has: as [Accounts.Place] has decided, or as its record has it after a
 // restart, also if its machine is not known or has too little. It fails if the node has an
 // allocation, if another node has one of its GPUs, or if the allocation contradicts itself: records
@@ -182,7 +194,7 @@ func (given *Allocation) check() error {
 	if given.Machine == "" {
 		return &InvalidError{Why: "the allocation names no machine"}
 	}
-	if err := checkResources(given.Resources); err != nil {
+	if err := check(given.Resources, nil); err != nil {
 		return err
 	}
 	if int64(len(given.GPUs))*Unit != given.Resources[GPU] {
@@ -227,6 +239,9 @@ func (a *Accounts) Allocation(node string) (Allocation, bool) {
 	return had.Allocation, true
 }
 
+// Len is how many nodes have allocations.
+func (a *Accounts) Len() int { return a.nodes.Len() }
+
 // Usage is a machine with what is used of it.
 type Usage struct {
 	Machine
@@ -242,15 +257,28 @@ func (a *Accounts) Machines() []Usage {
 	present := a.present()
 	list := make([]Usage, 0, len(present))
 	for _, acct := range present {
-		used := make(Resources)
-		for i := range acct.balances {
-			if b := &acct.balances[i]; b.used > 0 {
-				used[b.name] = b.used
-			}
-		}
-		list = append(list, Usage{Machine: *acct.machine, Used: used, Nodes: acct.nodes})
+		list = append(list, acct.usage())
 	}
 	return list
+}
+
+// Machine returns a machine that is there. It must not be modified.
+func (a *Accounts) Machine(id string) (Usage, bool) {
+	acct := a.account(id)
+	if acct == nil || acct.machine == nil {
+		return Usage{}, false
+	}
+	return acct.usage(), true
+}
+
+func (acct *account) usage() Usage {
+	used := make(Resources)
+	for i := range acct.balances {
+		if b := &acct.balances[i]; b.used > 0 {
+			used[b.name] = b.used
+		}
+	}
+	return Usage{Machine: *acct.machine, Used: used, Nodes: acct.nodes}
 }
 
 // present returns the accounts of the machines that are there, by name.

@@ -12,14 +12,14 @@ func crowded(b *testing.B) *crowd {
 	b.Helper()
 	c := newCrowd(b)
 	for i := range 1000 {
-		m := machine(fmt.Sprintf("machine-%04d", i), 128, 0, 1, 2, 3, 4, 5, 6, 7)
+		m := newMachine(fmt.Sprintf("machine-%04d", i), 128, 0, 1, 2, 3, 4, 5, 6, 7)
 		m.Total[Memory] = 512 << 30
 		m.Labels = map[string]string{"role": []string{"trainer", "worker"}[i%2]}
 		require.NoError(b, c.a.Join(m))
 	}
 	require.NoError(b, c.place(&Request{Count: 4000, Resources: Resources{"cpu": Unit, GPU: Unit}, Strategy: Spread}))
-	for range 8 {
-		require.NoError(b, c.place(&Request{Count: 12_000, Resources: Resources{"cpu": Unit, Memory: 1 << 30}}))
+	for range 10 {
+		require.NoError(b, c.place(&Request{Count: 9600, Resources: Resources{"cpu": Unit, Memory: 1 << 30}}))
 	}
 	return c
 }
@@ -80,11 +80,11 @@ func BenchmarkChange(b *testing.B) {
 	}
 }
 
-// BenchmarkServe is what a node's end costs while 10,000 equal requests wait, and each it serves.
+// BenchmarkServe is what a node's end costs while [MaxWaiting] equal requests wait, and each it serves.
 func BenchmarkServe(b *testing.B) {
 	c := crowded(b)
 	require.NoError(b, c.place(&Request{Count: 4000, Resources: Resources{GPU: Unit}}))
-	for range 10_000 {
+	for range MaxWaiting {
 		c.wait(&Request{Count: 1, Resources: Resources{GPU: Unit}})
 	}
 	b.ReportAllocs()

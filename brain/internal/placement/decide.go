@@ -9,8 +9,8 @@ import (
 
 // Place decides where the nodes of a request go, and returns what each would have. It changes
 // nothing: [Accounts.Allocate] does. It fails with [InvalidError], [UnknownMachineError],
-// [TooFewMachinesError] or [ImpossibleError] if no wait can help, and with [LackingError] if it
-// can; see [Accounts.Wait].
+// [TooFewMachinesError] or [ImpossibleError] if no wait can help, and with [LackingError] or
+// [ExpectingError] if it can; see [Accounts.Wait].
 //
 // Requests that wait have priority: what they have reserved is not given to this one.
 func (a *Accounts) Place(r *Request) ([]Allocation, error) {
@@ -24,7 +24,7 @@ func (a *Accounts) Place(r *Request) ([]Allocation, error) {
 		return nil, err
 	}
 	if places == nil {
-		return nil, a.lacking(d, claims)
+		return nil, a.why(d, claims)
 	}
 	return places, nil
 }
@@ -69,6 +69,8 @@ func (a *Accounts) decide(d *demand, claims claims) ([]Allocation, error) {
 		return true
 	})
 	switch {
+	case room < d.Count && a.expecting:
+		return nil, nil
 	case room < d.Count:
 		return nil, a.never(d)
 	case rest == 1:
@@ -91,6 +93,16 @@ func (a *Accounts) beParent(d *demand, claims claims, places []Allocation) []All
 		}
 	}
 	return places
+}
+
+// why returns the error for a request that can't be placed now, for which waiting can help.
+func (a *Accounts) why(d *demand, claims claims) error {
+	if a.expecting {
+		if err := a.never(d); err != nil {
+			return &ExpectingError{Present: err}
+		}
+	}
+	return a.lacking(d, claims)
 }
 
 // never returns why a request can't be placed even if all machines were empty, or nil if it could.

@@ -30,17 +30,14 @@ func (r *Request) demand() (*demand, error) {
 	if r.Count < 1 {
 		return nil, &InvalidError{Why: fmt.Sprintf("%d nodes are asked for; a request is for at least one", r.Count)}
 	}
-	if r.Count > maxCount {
-		return nil, &InvalidError{Why: fmt.Sprintf("%d nodes in one request are too many; the bound is %d", r.Count, maxCount)}
+	if r.Count > MaxCount {
+		return nil, &InvalidError{Why: fmt.Sprintf("%d nodes in one request are too many; the bound is %d", r.Count, MaxCount)}
 	}
 	if r.Strategy < Default || r.Strategy > OnePerMachine {
 		return nil, &InvalidError{Why: fmt.Sprintf("%d is not a strategy", r.Strategy)}
 	}
-	if err := cmp.Or(checkResources(r.Resources), checkLabels(r.Labels)); err != nil {
+	if err := check(r.Resources, r.Labels); err != nil {
 		return nil, err
-	}
-	if gpus := r.Resources[GPU]; gpus%Unit != 0 {
-		return nil, &InvalidError{Why: amountText(GPU, gpus) + ": GPUs are whole"}
 	}
 	d := &demand{Request: r, needs: make([]need, 0, len(r.Resources)), granted: r.Resources, each: r.Count}
 	for name, amount := range r.Resources {
@@ -65,7 +62,7 @@ func (m *Machine) check() error {
 		return &InvalidError{Why: fmt.Sprintf("a machine's id has 1 to %d bytes, and its name at most that; those of the machine %q (%q) don't",
 			maxNameBytes, clip(m.Name), clip(m.ID))}
 	}
-	if err := cmp.Or(checkResources(m.Total), checkLabels(m.Labels)); err != nil {
+	if err := check(m.Total, m.Labels); err != nil {
 		return err
 	}
 	if len(m.GPUs) > maxGPUs {
@@ -83,31 +80,14 @@ func (m *Machine) check() error {
 	return nil
 }
 
-func checkResources(resources Resources) error {
-	if len(resources) > maxEntries {
-		return &InvalidError{Why: fmt.Sprintf("%d resources are too many; the bound is %d", len(resources), maxEntries)}
+// check validates resources and labels. It fails with [InvalidError].
+func check(resources Resources, labels Labels) error {
+	if err := cmp.Or(resources.Check(), labels.Check()); err != nil {
+		return &InvalidError{Why: err.Error()}
 	}
 	for _, name := range slices.Sorted(maps.Keys(resources)) {
-		switch amount := resources[name]; {
-		case name == "" || len(name) > maxNameBytes:
-			return &InvalidError{Why: fmt.Sprintf("a resource's name has 1 to %d bytes; %q has %d", maxNameBytes, clip(name), len(name))}
-		case amount < 0:
-			return &InvalidError{Why: amountText(name, amount) + " is negative"}
-		case amount > maxAmount:
+		if amount := resources[name]; amount > maxAmount {
 			return &InvalidError{Why: fmt.Sprintf("%s is too much; the bound is %s", amountText(name, amount), amountText(name, maxAmount))}
-		}
-	}
-	return nil
-}
-
-func checkLabels(labels map[string]string) error {
-	if len(labels) > maxEntries {
-		return &InvalidError{Why: fmt.Sprintf("%d labels are too many; the bound is %d", len(labels), maxEntries)}
-	}
-	for _, name := range slices.Sorted(maps.Keys(labels)) {
-		if name == "" || len(name) > maxNameBytes || len(labels[name]) > maxNameBytes {
-			return &InvalidError{Why: fmt.Sprintf("a label's name has 1 to %d bytes, and its value at most that; %q=%q doesn't",
-				maxNameBytes, clip(name), clip(labels[name]))}
 		}
 	}
 	return nil
@@ -120,15 +100,8 @@ func (d *demand) accepts(acct *account) bool {
 	if m == nil || d.On != "" && d.On != m.ID && d.On != m.Name || d.Near != "" && d.Near != m.ID {
 		return false
 	}
-	if len(d.Labels) == 0 {
-		return true // most requests, without the cost of an iteration
-	}
-	for name, value := range d.Labels {
-		if has, ok := m.Labels[name]; !ok || has != value {
-			return false
-		}
-	}
-	return true
+	// Most requests have no labels; they don't pay for an iteration.
+	return len(d.Labels) == 0 || m.Labels.Match(d.Labels)
 }
 
 // capacity is how many nodes of the request a machine could have if it were empty.

@@ -81,6 +81,27 @@ func (e *ImpossibleError) Error() string {
 	return text + joinText(machines, e.Count, "; ")
 }
 
+// ExpectingError is the error of a request that the present machines could never serve, while others
+// are expected to join.
+type ExpectingError struct {
+	// Present is why they can't.
+	Present error
+}
+
+func (e *ExpectingError) Error() string {
+	return e.Present.Error() + "; but other machines are expected to join again"
+}
+
+// Unwrap returns the error without the expectation.
+func (e *ExpectingError) Unwrap() error { return e.Present }
+
+// QueueFullError is the error of a request that can't wait because too many do.
+type QueueFullError struct{ Request *Request }
+
+func (e *QueueFullError) Error() string {
+	return fmt.Sprintf("%s can't be placed now, and can't wait for it: %d requests wait, which is the bound", e.Request, MaxWaiting)
+}
+
 // LackingError is the error of a request that could be placed if nodes gave back what they have.
 type LackingError struct {
 	Request *Request

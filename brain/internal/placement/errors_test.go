@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/machine"
 )
 
 const gib = 1 << 30
@@ -32,13 +34,13 @@ func TestErrorsOfRequests(t *testing.T) {
 	}{
 		{Request{}, "0 nodes are asked for; a request is for at least one"},
 		{Request{Count: -1}, "-1 nodes are asked for; a request is for at least one"},
-		{Request{Count: maxCount + 1}, "16385 nodes in one request are too many; the bound is 16384"},
+		{Request{Count: MaxCount + 1}, "10001 nodes in one request are too many; the bound is 10000"},
 		{Request{Count: 1, Strategy: 9}, "9 is not a strategy"},
-		{Request{Count: 1, Resources: Resources{"cpu": -500}}, "cpu=-0.5 is negative"},
-		{Request{Count: 1, Resources: Resources{GPU: 500}}, "gpu=0.5: GPUs are whole"},
+		{Request{Count: 1, Resources: Resources{"cpu": -500}}, `resources: "cpu=-0.5": an amount can't be negative`},
+		{Request{Count: 1, Resources: Resources{GPU: 500}}, `resources: "gpu=0.5": GPUs are whole: a part of one can't be allocated`},
 		{Request{Count: 1, Resources: Resources{Memory: maxAmount + gib}}, "memory=256TiB is too much; the bound is memory=256TiB"},
-		{Request{Count: 1, Resources: Resources{"": 1}}, `a resource's name has 1 to 256 bytes; "" has 0`},
-		{Request{Count: 1, Labels: map[string]string{"": "x"}}, `a label's name has 1 to 256 bytes, and its value at most that; ""="x" doesn't`},
+		{Request{Count: 1, Resources: Resources{"": 1}}, `resources: "": the name of a resource is up to 63 lower-case letters, digits, '.', '_', '/' and '-', beginning with a letter`},
+		{Request{Count: 1, Labels: map[string]string{"": "x"}}, `label "=x": a key is up to 63 letters, digits, '-', '_' and '.' that begin and end with a letter or digit, and may have a prefix such as example.com/`},
 
 		{Request{Count: 1, On: "cpu1"}, `no machine has the name or the id "cpu1"; there are gpu1, gpu2, head`},
 		{Request{Count: 1, Near: "id-9"}, `the machine "id-9" of the node to be near to is not there; there are gpu1, gpu2, head`},
@@ -118,13 +120,13 @@ func TestErrorNamesEarlierRequests(t *testing.T) {
 
 // TestErrorsAreBounded has many machines, nodes, resources and waiting requests with long names.
 func TestErrorsAreBounded(t *testing.T) {
-	long := strings.Repeat("ü", maxNameBytes/2)
+	long := strings.Repeat("x", maxNameBytes)
 	c := newCrowd(t)
 	for i := range 20 {
 		m := Machine{ID: strconv.Itoa(i), Name: fmt.Sprintf("m%02d%s", i, long[:200]), Total: make(Resources), Labels: make(map[string]string)}
-		for j := range maxEntries {
-			m.Total[fmt.Sprintf("r%02d%s", j, long[:200])] = Unit
-			m.Labels[fmt.Sprintf("l%02d%s", j, long[:200])] = long
+		for j := range machine.MaxResources {
+			m.Total[fmt.Sprintf("r%02d%s", j, long[:60])] = Unit
+			m.Labels[fmt.Sprintf("l%02d%s", j, long[:60])] = long[:machine.MaxLabelName]
 		}
 		require.NoError(t, c.a.Join(m))
 	}
@@ -154,11 +156,11 @@ func TestErrorsOfMachines(t *testing.T) {
 		"and its name at most that":                          {ID: "x", Name: long},
 		`two GPUs of the machine "x" have the number 3`:      {ID: "x", Name: "x", GPUs: []uint32{3, 1, 3}},
 		`the machine "x" has gpu=2, but 1 GPUs with numbers`: {ID: "x", Name: "x", GPUs: []uint32{3}, Total: Resources{GPU: 2000}},
-		"cpu=-1 is negative":                                 {ID: "x", Total: Resources{"cpu": -1000}},
+		`"cpu=-1": an amount can't be negative`:              {ID: "x", Total: Resources{"cpu": -1000}},
 		"1025 GPUs of one machine are too many":              {ID: "x", GPUs: make([]uint32, 1025)},
-		"its value at most that":                             {ID: "x", Labels: map[string]string{"x": long}},
-		"65 resources are too many; the bound is 64":         {ID: "x", Total: Resources(manyEntries(func(int) int64 { return 1 }))},
-		"65 labels are too many; the bound is 64":            {ID: "x", Labels: manyEntries(func(int) string { return "" })},
+		"a value is empty, or up to 63":                      {ID: "x", Labels: map[string]string{"x": long}},
+		"there are 65 resources; the limit is 64":            {ID: "x", Total: Resources(manyEntries(func(int) int64 { return 1 }))},
+		"there are 65 labels; the limit is 64":               {ID: "x", Labels: manyEntries(func(int) string { return "" })},
 	} {
 		a := New()
 		require.ErrorContains(t, a.Join(m), says)
@@ -179,7 +181,7 @@ func TestErrorsOfAllocations(t *testing.T) {
 	before := dump(c.a)
 	for says, given := range map[string]Allocation{
 		"allocate resources to node x: the allocation names no machine":                   {},
-		"allocate resources to node x: cpu=-1 is negative":                                {Machine: "id-gpu1", Resources: Resources{"cpu": -1000}},
+		`allocate resources to node x: resources: "cpu=-1": an amount can't be negative`:  {Machine: "id-gpu1", Resources: Resources{"cpu": -1000}},
 		"allocate resources to node x: another node has GPU 0 of the machine id-gpu1":     {Machine: "id-gpu1", Resources: Resources{GPU: 1000}, GPUs: []uint32{0}},
 		"allocate resources to node x: the allocation has gpu=1, but 0 GPUs with numbers": {Machine: "id-gpu1", Resources: Resources{GPU: 1000}},
 		"allocate resources to node x: the allocation has GPU 1 after GPU 1":              {Machine: "id-gpu1", Resources: Resources{GPU: 2000}, GPUs: []uint32{1, 1}},

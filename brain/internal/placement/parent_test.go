@@ -7,13 +7,13 @@ import (
 )
 
 func TestParentsMachineIsFilledOnce(t *testing.T) {
-	c := newCrowd(t, machine("one", 4), machine("two", 1))
+	c := newCrowd(t, newMachine("one", 4), newMachine("two", 1))
 	places, err := c.a.Place(&Request{Count: 3, Resources: Resources{"cpu": Unit}, Parent: "id-two"})
 	require.NoError(t, err)
 	require.Equal(t, "id-two", places[0].Machine)
 	require.Equal(t, "id-one", places[1].Machine)
 
-	require.NoError(t, c.a.Join(machine("two", 3)))
+	require.NoError(t, c.a.Join(newMachine("two", 3)))
 	places, err = c.a.Place(&Request{Count: 5, Resources: Resources{"cpu": Unit}, Parent: "id-one"})
 	require.NoError(t, err)
 	require.Equal(t, "id-one", places[3].Machine)
@@ -21,7 +21,7 @@ func TestParentsMachineIsFilledOnce(t *testing.T) {
 }
 
 func TestChildrenDoNotPassRequestsThatWaitForTheParentsMachine(t *testing.T) {
-	c := newCrowd(t, machine("one", 2))
+	c := newCrowd(t, newMachine("one", 2))
 	require.NoError(t, c.place(needs(1, 1, 0)))
 	large := c.wait(needs(1, 2, 0))
 	child := &Request{Count: 1, Resources: Resources{"cpu": Unit}, Parent: "id-one"}

@@ -23,29 +23,34 @@
 // [Accounts.Serve].
 package placement
 
-// The resources with a meaning of their own. All others are names of the users' choice.
+import "github.com/raylink/raylink/internal/machine"
+
+// The resources with a meaning of their own, and the unit of all others than [Memory].
 const (
-	// Memory is in bytes; all other resources are in thousandths.
-	Memory = "memory"
-	// GPU is whole: its amounts are multiples of [Unit].
-	GPU = "gpu"
+	Memory = machine.Memory
+	GPU    = machine.GPU
+	Unit   = machine.Unit
 )
 
-// Unit is one of a resource other than [Memory].
-const Unit = 1000
+// Resources are amounts by the name of the resource; see [machine.Resources].
+type Resources = machine.Resources
 
-// What a machine or a request may have at most. So what a request needs in sum does not overflow,
-// and neither do sums over 32,768 machines.
+// Labels are names with values; see [machine.Labels].
+type Labels = machine.Labels
+
+// MaxCount is how many nodes one request may be for.
+const MaxCount = 10_000
+
+// MaxWaiting is how many requests may wait at once.
+const MaxWaiting = 4096
+
+// What a machine or a request may have at most, in addition to the bounds of [machine.Resources]. So
+// what a request needs in sum does not overflow, and neither do sums over 32,768 machines.
 const (
-	maxCount     = 1 << 14
 	maxAmount    = 1 << 48 // 256 TiB of memory
-	maxEntries   = 64      // resources, or labels
 	maxNameBytes = 256
 	maxGPUs      = 1024
 )
-
-// Resources are amounts by the name of the resource. An absent one is 0.
-type Resources map[string]int64
 
 // Machine is what a machine's keeper declares about it.
 type Machine struct {
@@ -61,7 +66,7 @@ type Machine struct {
 	// GPUs are the numbers of the machine's GPUs.
 	GPUs []uint32
 	// Labels are names with values.
-	Labels map[string]string
+	Labels Labels
 }
 
 // Allocation is what one node has, and where. It is part of the node's record. It must not be
@@ -103,7 +108,7 @@ type Request struct {
 	// Resources are what each node needs.
 	Resources Resources
 	// Labels are what a machine must have, with these values.
-	Labels map[string]string
+	Labels Labels
 	// On is the id or the name of the machine to take; empty for any.
 	On string
 	// Near is the id of the machine to take, that of another node; empty for any.

@@ -31,12 +31,16 @@ type waiter struct {
 type class struct{ key string }
 
 // Wait appends a request to the queue, and returns its ticket for [Accounts.Withdraw] and
-// [Accounts.Waiting]. It fails as [Accounts.Place] does if no wait can help. A request that lacks
-// nothing is served by the next [Accounts.Serve].
+// [Accounts.Waiting]. It fails as [Accounts.Place] does if no wait can help, and with
+// [QueueFullError] if [MaxWaiting] requests wait. A request that lacks nothing is served by the
+// next [Accounts.Serve].
 func (a *Accounts) Wait(r *Request) (ticket uint64, err error) {
 	d, err := r.demand()
 	if err != nil {
 		return 0, err
+	}
+	if a.waiters.Len() >= MaxWaiting {
+		return 0, &QueueFullError{Request: r}
 	}
 	w := &waiter{ticket: a.lastTicket + 1, demand: d}
 	claims := a.claims(w.ticket)
@@ -66,7 +70,7 @@ func (a *Accounts) Withdraw(ticket uint64) {
 	a.stale = true
 }
 
-// Waiting returns what a request waits for, a [LackingError]. It returns nil if the request does
+// Waiting returns what a request waits for, a [LackingError] or [ExpectingError]. It returns nil if the request does
 // not wait, or could be placed by Serve.
 func (a *Accounts) Waiting(ticket uint64) error {
 	w := a.waiter(ticket)
@@ -77,7 +81,7 @@ func (a *Accounts) Waiting(ticket uint64) error {
 	if places, err := a.decide(w.demand, claims); err != nil || places != nil {
 		return err
 	}
-	return a.lacking(w.demand, claims)
+	return a.why(w.demand, claims)
 }
 
 // Served is a request that waits no longer.
@@ -96,7 +100,7 @@ type Served struct {
 // requests.
 //
 // Call it after each change by which something can become available, and before other requests are
-// placed: Join, Leave, Release and Withdraw. If there was none, it takes constant time.
+// placed: Join, Leave, Expect, Release and Withdraw. If there was none, it takes constant time.
 func (a *Accounts) Serve() iter.Seq[Served] {
 	return func(yield func(Served) bool) {
 		if !a.stale {

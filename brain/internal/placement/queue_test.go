@@ -72,7 +72,7 @@ func (c *crowd) serve() []uint64 {
 	return tickets
 }
 
-func machine(name string, cpu int64, gpus ...uint32) Machine {
+func newMachine(name string, cpu int64, gpus ...uint32) Machine {
 	return Machine{ID: "id-" + name, Name: name, Total: Resources{"cpu": cpu * Unit}, GPUs: gpus}
 }
 
@@ -81,7 +81,7 @@ func needs(count int, cpu, gpu int64) *Request {
 }
 
 func TestSmallRequestsWaitBehindALargeOne(t *testing.T) {
-	c := newCrowd(t, machine("one", 8, 0, 1, 2, 3))
+	c := newCrowd(t, newMachine("one", 8, 0, 1, 2, 3))
 	require.NoError(t, c.place(needs(4, 0, 1)))
 	c.end(1)
 	large := c.wait(&Request{Count: 1, Resources: Resources{GPU: 4 * Unit}, By: "manager-0"})
@@ -104,7 +104,7 @@ func TestSmallRequestsWaitBehindALargeOne(t *testing.T) {
 }
 
 func TestRequestsForOtherMachinesPass(t *testing.T) {
-	c := newCrowd(t, machine("big", 8), machine("small", 2))
+	c := newCrowd(t, newMachine("big", 8), newMachine("small", 2))
 	require.NoError(t, c.place(&Request{Count: 1, Resources: Resources{"cpu": Unit}, On: "big"}))
 	ticket := c.wait(needs(1, 8, 0))
 	require.NoError(t, c.place(needs(2, 1, 0)), "the small machine is of no use to the request that waits")
@@ -117,7 +117,7 @@ func TestRequestsForOtherMachinesPass(t *testing.T) {
 // TestReservationsAreKept has a request that lacks GPUs and processors in turns. If it gave up what
 // it has reserved as soon as it no longer lacks it, others would get it each time.
 func TestReservationsAreKept(t *testing.T) {
-	c := newCrowd(t, machine("one", 1, 0))
+	c := newCrowd(t, newMachine("one", 1, 0))
 	require.NoError(t, c.place(needs(1, 0, 1)))
 	ticket := c.wait(needs(1, 1, 1))
 	require.NoError(t, c.place(needs(1, 1, 0)), "processors do not lack yet")
@@ -129,7 +129,7 @@ func TestReservationsAreKept(t *testing.T) {
 }
 
 func TestRequestFailsOnceItIsImpossible(t *testing.T) {
-	c := newCrowd(t, machine("one", 2), machine("two", 4))
+	c := newCrowd(t, newMachine("one", 2), newMachine("two", 4))
 	require.NoError(t, c.place(needs(2, 2, 0)))
 	first, second := c.wait(needs(1, 4, 0)), c.wait(needs(1, 2, 0))
 	require.Empty(t, c.serve())
@@ -145,14 +145,14 @@ func TestRequestFailsOnceItIsImpossible(t *testing.T) {
 	require.Error(t, c.a.Waiting(second))
 	_, err := c.a.Wait(needs(1, 4, 0))
 	require.ErrorAs(t, err, new(*ImpossibleError))
-	require.NoError(t, c.a.Join(machine("three", 2)))
+	require.NoError(t, c.a.Join(newMachine("three", 2)))
 	require.Equal(t, []uint64{second}, c.serve())
 }
 
 // TestLargerRequestOfTheSameClassBecomesImpossible has a smaller one before it, which remains
 // possible.
 func TestLargerRequestOfTheSameClassBecomesImpossible(t *testing.T) {
-	c := newCrowd(t, machine("one", 2), machine("two", 2))
+	c := newCrowd(t, newMachine("one", 2), newMachine("two", 2))
 	require.NoError(t, c.place(needs(4, 1, 0)))
 	small, large, last := c.wait(needs(1, 1, 0)), c.wait(needs(3, 1, 0)), c.wait(needs(2, 1, 0))
 	require.NoError(t, c.place(&Request{Count: 1}))
@@ -168,7 +168,7 @@ func TestLargerRequestOfTheSameClassBecomesImpossible(t *testing.T) {
 }
 
 func TestWaitInADroppedVersionHasNoEffect(t *testing.T) {
-	c := newCrowd(t, machine("one", 1))
+	c := newCrowd(t, newMachine("one", 1))
 	require.NoError(t, c.place(needs(1, 1, 0)))
 	before := dumpAll(c.a)
 	inner := c.a.Begin()
@@ -182,7 +182,7 @@ func TestWaitInADroppedVersionHasNoEffect(t *testing.T) {
 }
 
 func TestServeContinuesAfterABreak(t *testing.T) {
-	c := newCrowd(t, machine("one", 2))
+	c := newCrowd(t, newMachine("one", 2))
 	require.NoError(t, c.place(needs(1, 2, 0)))
 	first, second, third := c.wait(needs(1, 1, 0)), c.wait(needs(1, 1, 0)), c.wait(needs(1, 1, 0))
 	c.end(1)
@@ -199,7 +199,7 @@ func TestServeContinuesAfterABreak(t *testing.T) {
 }
 
 func TestRequestThatLacksNothingIsServed(t *testing.T) {
-	c := newCrowd(t, machine("one", 1))
+	c := newCrowd(t, newMachine("one", 1))
 	ticket := c.wait(needs(1, 1, 0))
 	require.NoError(t, c.a.Waiting(ticket))
 	require.Equal(t, []uint64{ticket}, c.serve())
@@ -211,7 +211,7 @@ func TestRequestThatLacksNothingIsServed(t *testing.T) {
 // can be alive, for each resource that it may have to reserve one after another.
 func TestNoRequestStarves(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		c := newCrowd(t, machine("one", 4, 0, 1), machine("two", 2, 0))
+		c := newCrowd(t, newMachine("one", 4, 0, 1), newMachine("two", 2, 0))
 		draw := func() *Request {
 			return needs(rapid.IntRange(1, 3).Draw(t, "count"), rapid.Int64Range(0, 2).Draw(t, "cpu"), rapid.Int64Range(0, 2).Draw(t, "gpu"))
 		}
@@ -362,4 +362,42 @@ func usesSame(r, other *Request) bool {
 		}
 	}
 	return false
+}
+
+// TestRequestsWaitForMachinesThatAreExpected has a request that the present machine could never
+// serve, before and after others were expected.
+func TestRequestsWaitForMachinesThatAreExpected(t *testing.T) {
+	c := newCrowd(t, newMachine("one", 2))
+	c.a.Expect(true)
+	for _, r := range []*Request{needs(1, 4, 0), {Count: 1, On: "two"}, {Count: 2, Strategy: OnePerMachine}, {Count: 1, Labels: Labels{"role": "x"}}} {
+		var expecting *ExpectingError
+		require.ErrorAs(t, c.place(r), &expecting)
+		require.ErrorContains(t, expecting, "; but other machines are expected to join again")
+		ticket := c.wait(r)
+		require.ErrorAs(t, c.a.Waiting(ticket), &expecting)
+		require.Empty(t, c.serve())
+	}
+	require.NoError(t, c.place(needs(1, 1, 0)), "the present machine is used meanwhile")
+	require.NoError(t, c.a.Join(newMachine("two", 4)))
+	require.Equal(t, []uint64{1, 2, 3}, c.serve())
+	require.NoError(t, c.a.Join(newMachine("three", 4)))
+	require.Empty(t, c.serve())
+	c.a.Expect(false)
+	for served := range c.a.Serve() {
+		require.EqualValues(t, 4, served.Ticket)
+		require.ErrorAs(t, served.Err, new(*ImpossibleError))
+	}
+	require.ErrorAs(t, c.place(&Request{Count: 1, On: "four"}), new(*UnknownMachineError))
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	c := newCrowd(t, newMachine("one", 1))
+	require.NoError(t, c.place(needs(1, 1, 0)))
+	for range MaxWaiting {
+		c.wait(needs(1, 1, 0))
+	}
+	_, err := c.a.Wait(needs(1, 1, 0))
+	require.EqualError(t, err, "a node with cpu=1 can't be placed now, and can't wait for it: 4096 requests wait, which is the bound")
+	c.a.Withdraw(7)
+	c.wait(needs(1, 1, 0))
 }

@@ -2,6 +2,7 @@ package tree
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
@@ -16,9 +17,13 @@ func (t *Tree) check() error {
 	if children != len(t.nodes) {
 		return fmt.Errorf("%d nodes are children, and %d are in the tree", children, len(t.nodes))
 	}
+	allocations := 0
 	for nid, n := range t.nodes {
 		if err := t.checkNode(nid, n); err != nil {
 			return err
+		}
+		if n.rec.GetAllocation() != nil {
+			allocations++
 		}
 		if n.rec.GetAlias() != "" {
 			aliases++
@@ -26,6 +31,9 @@ func (t *Tree) check() error {
 	}
 	if aliases != len(t.aliases) {
 		return fmt.Errorf("%d nodes have an alias, and %d aliases are taken", aliases, len(t.aliases))
+	}
+	if allocations != t.accounts.Len() {
+		return fmt.Errorf("%d nodes have an allocation, and the accounts have %d", allocations, t.accounts.Len())
 	}
 	for parent := range t.indices {
 		if parent != "" && t.nodes[parent] == nil {
@@ -76,6 +84,11 @@ func (t *Tree) checkNode(nid string, n *node) error {
 		return fmt.Errorf("the node %s lives, and has a tombstone", path)
 	case t.childrenByName[rec.GetParent()][rec.GetName()] != nid:
 		return fmt.Errorf("the node %s is not found by its path", path)
+	}
+	given := rec.GetAllocation()
+	had, ok := t.accounts.Allocation(nid)
+	if ok != (given != nil) || ok && (had.Machine != given.GetMachine() || !maps.Equal(had.Resources, given.GetResources()) || !slices.Equal(had.GPUs, given.GetGpus())) {
+		return fmt.Errorf("the node %s has the allocation %v, and in the accounts %v", path, given, had)
 	}
 	if alias := rec.GetAlias(); alias != "" {
 		if t.aliases[alias] != nid {

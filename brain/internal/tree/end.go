@@ -52,6 +52,7 @@ func (x *Txn) Remove(nids []string, cause string) ([]*nodev1.NodeRecord, error) 
 
 // HostEnded ends the remaining nodes of a host after its goodbye.
 func (x *Txn) HostEnded(host *nodev1.HostInfo) []*nodev1.NodeRecord {
+	x.hostGone(host, "has ended")
 	return x.end(x.endingsOf(host.GetId(), "ended"), orderly)
 }
 
@@ -62,7 +63,15 @@ func (x *Txn) HostDied(host *nodev1.HostInfo, cause string) []*nodev1.NodeRecord
 	h := &deadHost{id: host.GetId(), cause: cause}
 	x.hosts[h.id] = h
 	x.hostList = append(x.hostList, h)
+	x.hostGone(host, "died: "+cause)
 	return x.end(x.endingsOf(host.GetId(), "died: "+cause), died)
+}
+
+// hostGone ends what a host has beside nodes: the machine that it keeps, and its requests that wait.
+func (x *Txn) hostGone(host *nodev1.HostInfo, how string) {
+	x.unkeep(host.GetId())
+	x.arrived(host.GetId())
+	x.noteEnd(host, how)
 }
 
 // endingsOf returns the nodes that end with a host. how completes the cause: `died: killed by
@@ -90,6 +99,7 @@ func (x *Txn) HostBack(host *nodev1.HostInfo, nodes []*nodev1.NodeRef) (unknown 
 	if x.deadHost(host.GetId()) != nil {
 		x.hosts[host.GetId()] = nil
 	}
+	x.arrived(host.GetId())
 	for _, ref := range nodes {
 		n := x.node(ref.GetNid())
 		if n == nil || n.rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD || n.rec.GetIncarnation() != ref.GetIncarnation() ||

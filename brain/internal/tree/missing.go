@@ -25,7 +25,7 @@ const (
 
 func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 	if path == nodename.RootPath {
-		return t.root, nil
+		return t.self, nil
 	}
 	if len(path) > t.limits.MaxDepth*(nodename.MaxTypeBytes+20) {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "the path %q has %d bytes", clip(path), len(path))

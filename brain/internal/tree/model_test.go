@@ -130,10 +130,10 @@ func printTree(t *Tree) string {
 	return strings.Join(lines, "\n")
 }
 
-// machine applies random changes to the tree and to the model. Several share a transaction; some
+// changer applies random changes to the tree and to the model. Several share a transaction; some
 // transactions are dropped, as if their commit had failed; sometimes the tree is loaded again from
 // what was written.
-type machine struct {
+type changer struct {
 	tree  *Tree
 	model *model
 	disk  disk
@@ -145,7 +145,7 @@ type machine struct {
 
 func TestTreeAgreesWithAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := &machine{tree: New(testRoot(), Limits{}), disk: make(disk), now: time.Unix(1_700_000_000, 0)}
+		m := &changer{tree: New(testRoot(), Limits{}), disk: make(disk), now: time.Unix(1_700_000_000, 0)}
 		m.model = &model{dead: make(map[string]*modelNode), next: make(map[string]int), gone: make(map[string]bool)}
 		m.begin()
 		t.Repeat(map[string]func(*rapid.T){
@@ -185,9 +185,9 @@ func TestTreeAgreesWithAModel(t *testing.T) {
 	})
 }
 
-func (m *machine) begin() { m.x, m.staged = m.tree.Begin(m.now), m.model.clone() }
+func (m *changer) begin() { m.x, m.staged = m.tree.Begin(m.now), m.model.clone() }
 
-func (m *machine) check(t *rapid.T) {
+func (m *changer) check(t *rapid.T) {
 	require.NoError(t, m.tree.check())
 	require.Equal(t, m.model.print(), printTree(m.tree))
 	require.Equal(t, len(m.staged.living), m.x.size())
@@ -217,7 +217,7 @@ func drawHost(t *rapid.T) *nodev1.HostInfo {
 }
 
 // drawNid draws the nid of a node, rarely of a dead one.
-func (m *machine) drawNid(t *rapid.T) string {
+func (m *changer) drawNid(t *rapid.T) string {
 	var nids []string
 	for _, n := range m.staged.living {
 		nids = append(nids, n.nid)
@@ -229,7 +229,7 @@ func (m *machine) drawNid(t *rapid.T) string {
 	return nids[rapid.IntRange(0, len(nids)-1).Draw(t, "node")]
 }
 
-func (m *machine) register(t *rapid.T) {
+func (m *changer) register(t *rapid.T) {
 	req := &brainv1.RegisterRequest{
 		Type:     rapid.SampledFrom([]string{"a", "b"}).Draw(t, "type"),
 		Count:    rapid.Uint32Range(0, 3).Draw(t, "count"),
@@ -281,7 +281,7 @@ func (m *machine) register(t *rapid.T) {
 	}
 }
 
-func (m *machine) update(t *rapid.T) {
+func (m *changer) update(t *rapid.T) {
 	nid := m.drawNid(t)
 	change := &brainv1.Change{
 		Nid: nid, Incarnation: rapid.Uint64Range(1, 2).Draw(t, "incarnation"),
@@ -311,7 +311,7 @@ func (m *machine) update(t *rapid.T) {
 	}
 }
 
-func (m *machine) restart(t *rapid.T) {
+func (m *changer) restart(t *rapid.T) {
 	nid, host := m.drawNid(t), drawHost(t)
 	n := m.staged.find(nid)
 	if n == nil || !n.restarts {
@@ -330,7 +330,7 @@ func (m *machine) restart(t *rapid.T) {
 	n.state, n.host = nodev1.NodeState_NODE_STATE_STARTING, host.GetId()
 }
 
-func (m *machine) removeSome(t *rapid.T) {
+func (m *changer) removeSome(t *rapid.T) {
 	nids := []string{m.drawNid(t), m.drawNid(t)}
 	for _, nid := range nids {
 		if m.staged.find(nid) == nil && m.staged.dead[nid] == nil {

@@ -5,9 +5,9 @@ import (
 	"strings"
 
 	"connectrpc.com/connect/v2"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/raylink/raylink/brain/internal/placement"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/nodename"
@@ -20,13 +20,32 @@ const maxKinds = 4096
 // Register creates records for new nodes, all or none: in state starting and in their first
 // incarnation. A request id that was used before returns the nodes of that request, with their
 // current records.
+//
+// If the request has a place, the records have allocations. It fails if there is none at the
+// moment; see [Txn.RegisterOrWait].
 func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
-	parent, kind, alias := req.GetParent(), req.GetType(), req.GetAlias()
-	if parent == x.rootNid() {
-		parent = ""
+	return x.register(req, nil)
+}
+
+// parentOf is the nid of the parent; empty for the root.
+func (x *Txn) parentOf(req *brainv1.RegisterRequest) string {
+	if req.GetParent() == x.root().GetNid() {
+		return ""
 	}
+	return req.GetParent()
+}
+
+// asked is a registration in a canonical form: what a repetition must ask for.
+func (x *Txn) asked(req *brainv1.RegisterRequest) string {
+	return fmt.Sprintf("%q %q %q %d %q %t", x.parentOf(req), req.GetType(), req.GetService(), max(int(req.GetCount()), 1),
+		req.GetAlias(), req.GetRestarts()) + placeText(req.GetPlace())
+}
+
+// register is Register, with the places that were decided for a request that has waited, or nil.
+func (x *Txn) register(req *brainv1.RegisterRequest, places []placement.Allocation) ([]*nodev1.NodeRecord, error) {
+	parent, kind, alias := x.parentOf(req), req.GetType(), req.GetAlias()
 	count := max(int(req.GetCount()), 1)
-	asked := fmt.Sprintf("%q %q %q %d %q %t", parent, kind, req.GetService(), count, alias, req.GetRestarts())
+	asked := x.asked(req)
 	if id := req.GetRequestId(); id != "" {
 		if !IsUUID(id) {
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "the request id %q is not a UUID", clip(id))
@@ -58,22 +77,36 @@ func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, erro
 	if index == 0 && len(x.counters(parent)) >= maxKinds {
 		return nil, connect.Errorf(connect.CodeResourceExhausted, "there have been nodes of %d types below this parent, which is the bound", maxKinds)
 	}
+	if places == nil {
+		r, err := x.placement(req.GetPlace(), parent, req.GetLauncher(), count)
+		if err != nil {
+			return nil, err
+		}
+		if places, err = x.places(r); err != nil {
+			return nil, err
+		}
+	}
 
 	records := make([]*nodev1.NodeRecord, 0, count)
 	nids := make([]string, 0, count)
 	first := x.revision + 1
-	for range count {
+	launcher := x.shared.host(req.GetLauncher())
+	for i := range count {
 		x.revision++
-		name := nameOf(kind, index)
+		name, nid := nameOf(kind, index), NewUUID()
+		given, err := x.allocate(nid, places, i)
+		if err != nil {
+			return nil, err
+		}
 		rec := &nodev1.NodeRecord{
-			Nid: NewUUID(), Name: name, Path: prefix + name, Type: kind, Index: index, Parent: parent,
+			Nid: nid, Name: name, Path: prefix + name, Type: kind, Index: index, Parent: parent,
 			Service: req.GetService(), Alias: alias, Incarnation: 1, State: nodev1.NodeState_NODE_STATE_STARTING,
 			Attributes: cloneValues(req.GetAttributes()), Created: timestamppb.New(x.now), Revision: x.revision,
-			Restarts: req.GetRestarts(),
+			Restarts: req.GetRestarts(), Allocation: given,
 		}
-		x.put(&node{rec: rec, born: x.revision, launcher: proto.CloneOf(req.GetLauncher())})
+		x.put(&node{rec: rec, born: x.revision, launcher: launcher})
 		records = append(records, rec)
-		nids = append(nids, rec.GetNid())
+		nids = append(nids, nid)
 		index++
 	}
 	putNested(x.indices, parent, kind, index)
@@ -90,7 +123,7 @@ func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, erro
 const withdrawn = "withdrawn"
 
 // Withdraw undoes registrations by their request ids: the nodes that they registered are removed,
-// and a registration that arrives later is refused.
+// and a registration that waits or arrives later is refused.
 func (x *Txn) Withdraw(ids []string, cause string) ([]*nodev1.NodeRecord, error) {
 	if len(ids) > maxChanges {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d registrations at once are too many to withdraw; the bound is %d", len(ids), maxChanges)
@@ -106,6 +139,10 @@ func (x *Txn) Withdraw(ids []string, cause string) ([]*nodev1.NodeRecord, error)
 			late := &request{id: id, asked: withdrawn, done: x.now, seq: x.revision}
 			x.requests[id] = late
 			x.reqList = append(x.reqList, late)
+			if w := x.waitingFor(id); w != nil {
+				x.endWait(w)
+				x.answer(w, Result{Err: connect.Errorf(connect.CodeCanceled, "the registration %s was withdrawn while it waited for a place", id)})
+			}
 			continue
 		}
 		var living []string
@@ -129,8 +166,7 @@ func (x *Txn) repeat(done *request, asked string) ([]*nodev1.NodeRecord, error) 
 		return nil, connect.Errorf(connect.CodeCanceled, "the registration %s was withdrawn before it arrived", done.id)
 	}
 	if done.asked != asked {
-		return nil, connect.Errorf(connect.CodeInvalidArgument,
-			"the request id %s was used for another registration: a new request needs a new id", done.id)
+		return nil, errOtherRequest(done.id)
 	}
 	records := make([]*nodev1.NodeRecord, 0, len(done.nids))
 	for _, nid := range done.nids {
@@ -204,12 +240,4 @@ func (x *Txn) find(nid string) (*node, error) {
 	return nil, unknown(x, nid)
 }
 
-func (x *Txn) rootNid() string {
-	switch base := x.base.(type) {
-	case *Txn:
-		return base.rootNid()
-	case *Tree:
-		return base.root.GetNid()
-	}
-	return ""
-}
+func (x *Txn) rootNid() string { return x.root().GetNid() }

@@ -96,7 +96,8 @@ func requestKey(r *request) string { return keyRequest + revisionKey(r.seq) }
 func revisionKey(revision uint64) string { return string(binary.BigEndian.AppendUint64(nil, revision)) }
 
 // Load restores a tree from its entries in the order of their keys. An entry that is invalid is an
-// error that names it: Brain must not start with a guess.
+// error that names it: Brain must not start with a guess. The hosts of the nodes are expected to
+// attach again, and to declare their machines.
 func Load(root *nodev1.NodeRecord, limits Limits, entries iter.Seq2[Write, error]) (*Tree, error) {
 	t := New(root, limits)
 	for entry, err := range entries {
@@ -107,6 +108,10 @@ func Load(root *nodev1.NodeRecord, limits Limits, entries iter.Seq2[Write, error
 			return nil, fmt.Errorf("the entry %q: %w", entry.Key, err)
 		}
 	}
+	for _, host := range t.Owners() {
+		t.expected[host.GetId()] = struct{}{}
+	}
+	t.accounts.Expect(len(t.expected) > 0)
 	return t, t.check()
 }
 
@@ -119,10 +124,14 @@ func (t *Tree) load(key string, value []byte) error {
 		if err := proto.Unmarshal(value, &stored); err != nil {
 			return fmt.Errorf("read a node: %w", err)
 		}
-		n := &node{rec: stored.GetRecord(), born: stored.GetBorn(), launcher: stored.GetLauncher()}
+		n := &node{rec: stored.GetRecord(), born: stored.GetBorn(), launcher: t.shared.host(stored.GetLauncher())}
 		nid := n.rec.GetNid()
 		if key != keyNode+nid {
 			return fmt.Errorf("holds the node %q", nid)
+		}
+		n.rec.Host = t.shared.host(n.rec.GetHost())
+		if err := t.loadAllocation(n.rec); err != nil {
+			return err
 		}
 		t.nodes[nid] = n
 		putNested(t.childrenByName, n.rec.GetParent(), n.rec.GetName(), nid)

@@ -9,10 +9,12 @@
 //
 // What it promises: an index, and therefore a name and a path, is never reused, not even after a
 // restart. A record that was returned never changes; a changed node has a new record. A lookup of a
-// dead node returns its cause of death, for some time.
+// dead node returns its cause of death, for some time. The allocations of the records in the tree
+// are those of its accounts ([placement.Accounts]), in each transaction.
 //
 // Concurrent reads of a Tree are safe, but not while a Txn is merged into it; the owner must hold a
-// lock for that. Start with [Tree.Lookup], [Txn.Register] and [Txn.End].
+// lock for that. Start with [Tree.Lookup], [Txn.Register] and [Txn.Remove]; machines.go has the
+// machines and their keepers, place.go the places of nodes, wait.go requests that wait for one.
 package tree
 
 import (
@@ -25,6 +27,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/brain/internal/placement"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
@@ -32,7 +35,8 @@ import (
 type Limits struct {
 	// MaxNodes is how many nodes may be alive at once. Default 1,048,576.
 	MaxNodes int
-	// MaxCount is how many nodes one registration may create. Default 10,000.
+	// MaxCount is how many nodes one registration may create. Default, and at most,
+	// [placement.MaxCount].
 	MaxCount int
 	// MaxDepth is how many names a path may have. Default 64.
 	MaxDepth int
@@ -53,11 +57,13 @@ type Limits struct {
 	// DeadHosts is how many dead hosts are remembered; requests on their behalf are refused.
 	// Default 4,096.
 	DeadHosts int
+	// Machines is how many machines hosts may declare. Default 8,192.
+	Machines int
 }
 
 func (l Limits) withDefaults() Limits {
 	l.MaxNodes = cmp.Or(l.MaxNodes, 1<<20)
-	l.MaxCount = cmp.Or(l.MaxCount, 10_000)
+	l.MaxCount = min(cmp.Or(l.MaxCount, placement.MaxCount), placement.MaxCount)
 	l.MaxDepth = cmp.Or(l.MaxDepth, 64)
 	l.MaxAttributes = cmp.Or(l.MaxAttributes, 64)
 	l.MaxAttributeBytes = cmp.Or(l.MaxAttributeBytes, 16<<10)
@@ -66,6 +72,7 @@ func (l Limits) withDefaults() Limits {
 	l.Requests = cmp.Or(l.Requests, 16384)
 	l.RequestAge = cmp.Or(l.RequestAge, 10*time.Minute)
 	l.DeadHosts = cmp.Or(l.DeadHosts, 4096)
+	l.Machines = cmp.Or(l.Machines, 8192)
 	return l
 }
 
@@ -138,13 +145,24 @@ type view interface {
 	onHost(host string) map[string]struct{}
 	rev() uint64
 	size() int
+	root() *nodev1.NodeRecord
+	keepers(machine string) []*keeper
+	keeps(host string) *keeper
+	expects(host string) bool
+	waits(ticket uint64) *Waiting
+	waitingFor(id string) *Waiting
+	waitingCount() int
+	eachWaiting(visit func(*Waiting))
 }
 
 // Tree is the acknowledged state of the registry.
 type Tree struct {
 	limits   Limits
-	root     *nodev1.NodeRecord
+	self     *nodev1.NodeRecord // Brain's own
 	revision uint64
+	shared   *shared
+	// accounts have the machines that are kept, the allocations of the nodes, and the queue.
+	accounts *placement.Accounts
 
 	nodes          map[string]*node
 	childrenByName map[string]map[string]string // parent's nid -> name -> nid
@@ -162,13 +180,22 @@ type Tree struct {
 
 	deadHosts     map[string]*deadHost
 	deadHostQueue []*deadHost // oldest first
+
+	keepersByMachine map[string][]*keeper // oldest first
+	keepsByHost      map[string]*keeper
+	expected         map[string]struct{} // hosts that were known before a restart, until they attach
+
+	waiting     map[uint64]*Waiting // by ticket
+	waitingByID map[string]*Waiting
 }
 
 // New makes an empty tree below a root, which is Brain's own record.
 func New(root *nodev1.NodeRecord, limits Limits) *Tree {
 	return &Tree{
 		limits:         limits.withDefaults(),
-		root:           root,
+		self:           root,
+		shared:         newShared(),
+		accounts:       placement.New(),
 		nodes:          make(map[string]*node),
 		childrenByName: make(map[string]map[string]string),
 		aliases:        make(map[string]string),
@@ -179,6 +206,12 @@ func New(root *nodev1.NodeRecord, limits Limits) *Tree {
 		tombAliases:    make(map[string]*tombstone),
 		requests:       make(map[string]*request),
 		deadHosts:      make(map[string]*deadHost),
+
+		keepersByMachine: make(map[string][]*keeper),
+		keepsByHost:      make(map[string]*keeper),
+		expected:         make(map[string]struct{}),
+		waiting:          make(map[uint64]*Waiting),
+		waitingByID:      make(map[string]*Waiting),
 	}
 }
 
@@ -189,10 +222,10 @@ func (t *Tree) Revision() uint64 { return t.revision }
 func (t *Tree) Len() int { return len(t.nodes) }
 
 // Root is Brain's own record.
-func (t *Tree) Root() *nodev1.NodeRecord { return t.root }
+func (t *Tree) Root() *nodev1.NodeRecord { return t.self }
 
 // SetRoot replaces Brain's own record, once its address is known.
-func (t *Tree) SetRoot(root *nodev1.NodeRecord) { t.root = root }
+func (t *Tree) SetRoot(root *nodev1.NodeRecord) { t.self = root }
 
 // Owners returns the hosts that are responsible for some node, once each: those whose leases
 // matter.
@@ -218,8 +251,8 @@ func (t *Tree) Record(nid string) *nodev1.NodeRecord {
 	if d := t.tombs[nid]; d != nil {
 		return d.rec
 	}
-	if nid == t.root.GetNid() {
-		return t.root
+	if nid == t.self.GetNid() {
+		return t.self
 	}
 	return nil
 }
@@ -229,7 +262,7 @@ func (t *Tree) Record(nid string) *nodev1.NodeRecord {
 // set, it returns only the children.
 func (t *Tree) List(root string, direct bool) ([]*nodev1.NodeRecord, error) {
 	var list []*nodev1.NodeRecord
-	if root == t.root.GetNid() {
+	if root == t.self.GetNid() {
 		root = ""
 	}
 	if root != "" {
@@ -303,8 +336,8 @@ func (t *Tree) Lookup(by By, where string) (*nodev1.NodeRecord, error) {
 		if n := t.nodes[where]; n != nil {
 			return n.rec, nil
 		}
-		if where == t.root.GetNid() {
-			return t.root, nil
+		if where == t.self.GetNid() {
+			return t.self, nil
 		}
 		return nil, t.unknownNid(where)
 	case ByAny:
@@ -324,3 +357,4 @@ func (t *Tree) deadHost(id string) *deadHost             { return t.deadHosts[id
 func (t *Tree) onHost(host string) map[string]struct{}   { return t.hosts[host] }
 func (t *Tree) rev() uint64                              { return t.revision }
 func (t *Tree) size() int                                { return len(t.nodes) }
+func (t *Tree) root() *nodev1.NodeRecord                 { return t.self }

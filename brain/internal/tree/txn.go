@@ -7,15 +7,18 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/brain/internal/placement"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
 // Txn stages changes. They are visible in the transaction only, until it is merged. It must not be
 // used concurrently.
 type Txn struct {
-	base   view
-	limits *Limits
-	now    time.Time
+	base     view
+	limits   *Limits
+	now      time.Time
+	shared   *shared
+	accounts *placement.Accounts
 
 	revision       uint64
 	count          int
@@ -33,13 +36,36 @@ type Txn struct {
 	// The numbers of oldest tombstones and requests that are dropped when the transaction is merged
 	// into the tree.
 	dropTombs, dropRequests int
+
+	// See machines.go. These maps are made when they are needed, as those below.
+	keepersByMachine map[string][]*keeper // empty: the machine has left
+	keepsByHost      map[string]*keeper   // nil: the host keeps none
+	back             map[string]struct{}
+	keeping          int // hosts that keep a machine
+	expecting        int // hosts that are expected back
+	machinesChanged  bool
+
+	// See wait.go.
+	waiting     map[uint64]*Waiting // nil: waits no longer
+	waitingByID map[string]*Waiting
+	answers     []answer
+	endedHosts  map[string]string // how they have ended, by id
+	someEnded   bool              // a node or a host
 }
 
 // Begin starts a transaction on the tree. While it is open no other one may be merged.
-func (t *Tree) Begin(now time.Time) *Txn { return newTxn(t, &t.limits, now) }
+func (t *Tree) Begin(now time.Time) *Txn {
+	x := newTxn(t, &t.limits, now)
+	x.shared, x.accounts, x.keeping, x.expecting = t.shared, t.accounts.Begin(), len(t.keepsByHost), len(t.expected)
+	return x
+}
 
 // Begin starts a nested transaction.
-func (x *Txn) Begin() *Txn { return newTxn(x, x.limits, x.now) }
+func (x *Txn) Begin() *Txn {
+	inner := newTxn(x, x.limits, x.now)
+	inner.shared, inner.accounts, inner.keeping, inner.expecting = x.shared, x.accounts.Begin(), x.keeping, x.expecting
+	return inner
+}
 
 func newTxn(base view, limits *Limits, now time.Time) *Txn {
 	return &Txn{
@@ -69,9 +95,13 @@ func (x *Txn) Changed() []*nodev1.NodeRecord {
 	return list
 }
 
+// MachinesChanged reports whether a machine has joined, left or changed.
+func (x *Txn) MachinesChanged() bool { return x.machinesChanged }
+
 // Merge applies the staged changes to the enclosing transaction, or to the tree. The transaction
 // must not be used afterwards.
 func (x *Txn) Merge() {
+	x.accounts.Merge()
 	switch base := x.base.(type) {
 	case *Txn:
 		base.apply(x)
@@ -94,6 +124,8 @@ func (x *Txn) apply(inner *Txn) {
 	maps.Copy(x.hosts, inner.hosts)
 	x.hostList = append(x.hostList, inner.hostList...)
 	x.changed = append(x.changed, inner.changed...)
+	x.applyMachines(inner)
+	x.applyWaiting(inner)
 }
 
 func mergeNested[V any](to, from map[string]map[string]V) {
@@ -181,6 +213,8 @@ func (t *Tree) apply(x *Txn) {
 			delete(t.deadHosts, oldest.id)
 		}
 	}
+	t.applyMachines(x)
+	t.applyWaiting(x)
 }
 
 func putNested[V any](m map[string]map[string]V, outer, inner string, value V) {
@@ -261,7 +295,10 @@ func (x *Txn) put(n *node) {
 // edit stages a changed copy of a node's record.
 func (x *Txn) edit(n *node, change func(rec *nodev1.NodeRecord)) *nodev1.NodeRecord {
 	rec := proto.CloneOf(n.rec)
+	// These don't change, and are shared by the records of a node.
+	rec.Host, rec.Allocation = n.rec.GetHost(), n.rec.GetAllocation()
 	change(rec)
+	x.someEnded = x.someEnded || rec.GetState() >= nodev1.NodeState_NODE_STATE_STOPPING
 	x.revision++
 	rec.Revision = x.revision
 	x.put(&node{rec: rec, born: n.born, launcher: n.launcher})
@@ -276,6 +313,10 @@ func (x *Txn) remove(n *node, cause string) *nodev1.NodeRecord {
 	rec.State = nodev1.NodeState_NODE_STATE_DEAD
 	rec.Cause = clipTo(cause, maxCauseBytes)
 	nid := rec.GetNid()
+	if rec.GetAllocation() != nil {
+		x.accounts.Release(nid)
+	}
+	x.someEnded = true
 	for kind := range x.counters(nid) {
 		putNested(x.indices, nid, kind, 0)
 	}
@@ -390,3 +431,5 @@ func (x *Txn) onHost(host string) map[string]struct{} {
 
 func (x *Txn) rev() uint64 { return x.revision }
 func (x *Txn) size() int   { return x.count }
+
+func (x *Txn) root() *nodev1.NodeRecord { return x.base.root() }

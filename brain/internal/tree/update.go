@@ -2,11 +2,13 @@ package tree
 
 import (
 	"maps"
+	"slices"
 	"strconv"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/brain/internal/placement"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
@@ -22,10 +24,13 @@ func (x *Txn) Update(changes []*brainv1.Change) ([]*nodev1.NodeRecord, error) {
 	if len(changes) > maxChanges {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d changes at once are too many; the bound is %d", len(changes), maxChanges)
 	}
+	if len(changes) > 1 && slices.ContainsFunc(changes, func(c *brainv1.Change) bool { return c.GetPlace() != nil }) {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "a change with a place must be the only one of its request, because it may have to wait")
+	}
 	inner := x.Begin()
 	records := make([]*nodev1.NodeRecord, 0, len(changes))
 	for _, change := range changes {
-		rec, err := inner.update(change)
+		rec, err := inner.update(change, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -35,7 +40,8 @@ func (x *Txn) Update(changes []*brainv1.Change) ([]*nodev1.NodeRecord, error) {
 	return records, nil
 }
 
-func (x *Txn) update(change *brainv1.Change) (*nodev1.NodeRecord, error) {
+// update applies one change, with the places that were decided for one that has waited, or nil.
+func (x *Txn) update(change *brainv1.Change, places []placement.Allocation) (*nodev1.NodeRecord, error) {
 	if change.GetNid() == x.rootNid() {
 		return nil, connect.NewError(connect.CodeInvalidArgument, "Brain's own record can't be changed by a request")
 	}
@@ -50,7 +56,7 @@ func (x *Txn) update(change *brainv1.Change) (*nodev1.NodeRecord, error) {
 	switch {
 	case meant == present:
 	case meant == present+1 && n.rec.GetRestarts():
-		return x.nextLife(n, change)
+		return x.nextLife(n, change, places)
 	case meant == 0:
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "a change of %s must say which incarnation it is meant for; the present one is %d", n.rec.GetPath(), present)
 	case meant < present:
@@ -74,7 +80,7 @@ func (x *Txn) update(change *brainv1.Change) (*nodev1.NodeRecord, error) {
 	}
 	rec := x.edit(n, func(rec *nodev1.NodeRecord) {
 		if change.GetHost() != nil {
-			rec.Host = proto.CloneOf(change.GetHost())
+			rec.Host = x.shared.host(change.GetHost())
 		}
 		rec.Attributes = attributes
 		if state := change.GetState(); state != nodev1.NodeState_NODE_STATE_UNSPECIFIED && state != nodev1.NodeState_NODE_STATE_DEAD {
@@ -96,11 +102,15 @@ func (x *Txn) update(change *brainv1.Change) (*nodev1.NodeRecord, error) {
 }
 
 // nextLife begins the next incarnation of a node that restarts.
-func (x *Txn) nextLife(n *node, change *brainv1.Change) (*nodev1.NodeRecord, error) {
+func (x *Txn) nextLife(n *node, change *brainv1.Change, places []placement.Allocation) (*nodev1.NodeRecord, error) {
 	if state := change.GetState(); state != nodev1.NodeState_NODE_STATE_STARTING && state != nodev1.NodeState_NODE_STATE_RUNNING {
 		return nil, connect.Errorf(connect.CodeFailedPrecondition, "incarnation %d of %s must begin with the state starting or running", change.GetIncarnation(), n.rec.GetPath())
 	}
 	attributes, err := x.changedAttributes(n.rec, change)
+	if err != nil {
+		return nil, err
+	}
+	given, err := x.nextPlace(n, change, places)
 	if err != nil {
 		return nil, err
 	}
@@ -117,10 +127,31 @@ func (x *Txn) nextLife(n *node, change *brainv1.Change) (*nodev1.NodeRecord, err
 	return x.edit(n, func(rec *nodev1.NodeRecord) {
 		rec.Incarnation = change.GetIncarnation()
 		rec.State = change.GetState()
-		rec.Host = proto.CloneOf(change.GetHost())
+		rec.Host = x.shared.host(change.GetHost())
 		rec.Attributes = attributes
 		rec.Cause = ""
+		rec.Allocation = given
 	}), nil
+}
+
+// nextPlace returns the allocation of a node's next incarnation: the present one, unless the change
+// has a place and the node's machine has left.
+func (x *Txn) nextPlace(n *node, change *brainv1.Change, places []placement.Allocation) (*nodev1.Allocation, error) {
+	had := n.rec.GetAllocation()
+	if _, there := x.accounts.Machine(had.GetMachine()); there || change.GetPlace() == nil {
+		return had, nil
+	}
+	if places == nil {
+		r, err := x.placement(change.GetPlace(), n.rec.GetParent(), n.launcher, 1)
+		if err != nil {
+			return nil, err
+		}
+		if places, err = x.places(r); err != nil {
+			return nil, err
+		}
+	}
+	x.accounts.Release(n.rec.GetNid())
+	return x.allocate(n.rec.GetNid(), places, 0)
 }
 
 // checkTransition refuses to move a state backwards.

@@ -171,8 +171,14 @@ type RegisterRequest struct {
 	// The launcher restarts the nodes when they die. A node that died keeps its record, with the
 	// state dead, until its next incarnation begins or it is removed.
 	Restarts bool `protobuf:"varint,9,opt,name=restarts,proto3" json:"restarts,omitempty"`
-	// Where the nodes run: their records get allocations. If there is no room at the moment, the call
-	// waits until there is. Unset for nodes in their parent's process.
+	// Where the nodes run: their records get allocations, all or none. Unset for nodes in their
+	// parent's process, which get none. Neither do nodes whose place asks for nothing if the parent's
+	// machine has no keeper: their launcher launches them on its own machine.
+	//
+	// What no set of the present machines could serve is refused with FailedPrecondition. What only
+	// lacks room waits, in the order of arrival, until the call's context ends. That error says what
+	// is lacking, and which nodes have it. Brain ends the wait shortly before the call's deadline, so
+	// that its error reaches the caller.
 	Place         *v1.Place `protobuf:"bytes,10,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -281,7 +287,8 @@ func (x *RegisterRequest) GetPlace() *v1.Place {
 type RegisterResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Nodes []*v1.NodeRecord       `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// The machines of their allocations.
+	// The machines of their allocations, once each. Of a machine that has left the system since, as a
+	// repeated request can find it, only the id and the name are set.
 	Machines      []*MachineUse `protobuf:"bytes,2,rep,name=machines,proto3" json:"machines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -341,7 +348,7 @@ type MachineUse struct {
 	Used map[string]int64 `protobuf:"bytes,3,rep,name=used,proto3" json:"used,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// How many nodes have allocations there, also empty ones.
 	Nodes uint64 `protobuf:"varint,4,opt,name=nodes,proto3" json:"nodes,omitempty"`
-	// When its keeper joined.
+	// When its keeper declared it; a keeper that attached again in time has not left.
 	Joined        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=joined,proto3" json:"joined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,7 +421,7 @@ func (x *MachineUse) GetJoined() *timestamppb.Timestamp {
 
 type ListMachinesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name or id of the machine to list; empty for all.
+	// The name or id of the machines to list, of which there must be one; empty for all.
 	Machine       string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -597,7 +604,13 @@ type Change struct {
 	SetAttributes    map[string]*v1.Value `protobuf:"bytes,5,rep,name=set_attributes,json=setAttributes,proto3" json:"set_attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	DeleteAttributes []string             `protobuf:"bytes,6,rep,name=delete_attributes,json=deleteAttributes,proto3" json:"delete_attributes,omitempty"`
 	// With the state dead: how the node died.
-	Cause         string `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
+	Cause string `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
+	// With the next incarnation: a new place for a node whose machine has left the system. A node
+	// keeps its allocation if its machine is there, whatever the place says. Otherwise the node gets
+	// a new one by the rules of Register, and the call may wait as Register does. While it waits, and
+	// after a wait that failed, the node has no allocation, and remains dead. A change with a place
+	// must be the only one of its request.
+	Place         *v1.Place `protobuf:"bytes,8,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -681,6 +694,13 @@ func (x *Change) GetCause() string {
 	return ""
 }
 
+func (x *Change) GetPlace() *v1.Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
 type UpdateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Applied atomically: all or none.
@@ -727,8 +747,10 @@ func (x *UpdateRequest) GetChanges() []*Change {
 }
 
 type UpdateResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nodes         []*v1.NodeRecord       `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nodes []*v1.NodeRecord       `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// For a change with a place: the machine of the node's allocation, as in RegisterResponse.
+	Machines      []*MachineUse `protobuf:"bytes,2,rep,name=machines,proto3" json:"machines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -770,6 +792,13 @@ func (x *UpdateResponse) GetNodes() []*v1.NodeRecord {
 	return nil
 }
 
+func (x *UpdateResponse) GetMachines() []*MachineUse {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
 type RemoveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The nodes to remove, each with its descendants.
@@ -777,8 +806,8 @@ type RemoveRequest struct {
 	// How they ended. Brain keeps it for a while, for callers that look the nodes up afterwards.
 	Cause string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
 	// Registrations to undo, by request id, for a caller that does not know whether Brain received
-	// its request. Their nodes are removed, and a request with such an id that arrives later is
-	// rejected.
+	// its request. Their nodes are removed, a request with such an id that waits for a place or
+	// arrives later is rejected.
 	RequestIds    []string `protobuf:"bytes,3,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1195,7 +1224,9 @@ type AttachRequest struct {
 	// The host shuts down gracefully: its remaining nodes are removed at once, and not reported as
 	// dead.
 	Goodbye bool `protobuf:"varint,3,opt,name=goodbye,proto3" json:"goodbye,omitempty"`
-	// First message only: the machine that the host keeps; unset if it keeps none.
+	// First message only: the machine that the host keeps; unset if it keeps none. It is in the
+	// system as long as the host's lease lasts. If several hosts keep a machine, the declaration of an
+	// agent is in effect, or else the oldest. An invalid one fails with InvalidArgument.
 	Machine       *v11.Machine `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1637,7 +1668,7 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\bmachines\x18\x01 \x03(\v2\x1c.raylink.brain.v1.MachineUseR\bmachines\"\x16\n" +
 	"\x14WatchMachinesRequest\"Q\n" +
 	"\x15WatchMachinesResponse\x128\n" +
-	"\bmachines\x18\x01 \x03(\v2\x1c.raylink.brain.v1.MachineUseR\bmachines\"\x8e\x03\n" +
+	"\bmachines\x18\x01 \x03(\v2\x1c.raylink.brain.v1.MachineUseR\bmachines\"\xbc\x03\n" +
 	"\x06Change\x12\x10\n" +
 	"\x03nid\x18\x01 \x01(\tR\x03nid\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +
@@ -1645,14 +1676,16 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\x04host\x18\x04 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\x12R\n" +
 	"\x0eset_attributes\x18\x05 \x03(\v2+.raylink.brain.v1.Change.SetAttributesEntryR\rsetAttributes\x12+\n" +
 	"\x11delete_attributes\x18\x06 \x03(\tR\x10deleteAttributes\x12\x14\n" +
-	"\x05cause\x18\a \x01(\tR\x05cause\x1aX\n" +
+	"\x05cause\x18\a \x01(\tR\x05cause\x12,\n" +
+	"\x05place\x18\b \x01(\v2\x16.raylink.node.v1.PlaceR\x05place\x1aX\n" +
 	"\x12SetAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"C\n" +
 	"\rUpdateRequest\x122\n" +
-	"\achanges\x18\x01 \x03(\v2\x18.raylink.brain.v1.ChangeR\achanges\"C\n" +
+	"\achanges\x18\x01 \x03(\v2\x18.raylink.brain.v1.ChangeR\achanges\"}\n" +
 	"\x0eUpdateResponse\x121\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"Z\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\x128\n" +
+	"\bmachines\x18\x02 \x03(\v2\x1c.raylink.brain.v1.MachineUseR\bmachines\"Z\n" +
 	"\rRemoveRequest\x12\x12\n" +
 	"\x04nids\x18\x01 \x03(\tR\x04nids\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x1f\n" +
@@ -1782,47 +1815,49 @@ var file_raylink_brain_v1_brain_proto_depIdxs = []int32{
 	36, // 13: raylink.brain.v1.Change.state:type_name -> raylink.node.v1.NodeState
 	31, // 14: raylink.brain.v1.Change.host:type_name -> raylink.node.v1.HostInfo
 	28, // 15: raylink.brain.v1.Change.set_attributes:type_name -> raylink.brain.v1.Change.SetAttributesEntry
-	9,  // 16: raylink.brain.v1.UpdateRequest.changes:type_name -> raylink.brain.v1.Change
-	33, // 17: raylink.brain.v1.UpdateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	33, // 18: raylink.brain.v1.RemoveResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	14, // 19: raylink.brain.v1.LookupRequest.where:type_name -> raylink.brain.v1.Where
-	33, // 20: raylink.brain.v1.LookupResponse.node:type_name -> raylink.node.v1.NodeRecord
-	33, // 21: raylink.brain.v1.ListResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	31, // 22: raylink.brain.v1.AttachRequest.host:type_name -> raylink.node.v1.HostInfo
-	29, // 23: raylink.brain.v1.AttachRequest.nodes:type_name -> raylink.node.v1.NodeRef
-	34, // 24: raylink.brain.v1.AttachRequest.machine:type_name -> raylink.machine.v1.Machine
-	30, // 25: raylink.brain.v1.AttachResponse.lease:type_name -> google.protobuf.Duration
-	21, // 26: raylink.brain.v1.AttachResponse.web:type_name -> raylink.brain.v1.WebPolicy
-	33, // 27: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	37, // 28: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	37, // 29: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
-	0,  // 30: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
-	2,  // 31: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
-	10, // 32: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
-	12, // 33: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
-	15, // 34: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
-	17, // 35: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
-	19, // 36: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
-	22, // 37: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
-	24, // 38: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
-	5,  // 39: raylink.brain.v1.BrainService.ListMachines:input_type -> raylink.brain.v1.ListMachinesRequest
-	7,  // 40: raylink.brain.v1.BrainService.WatchMachines:input_type -> raylink.brain.v1.WatchMachinesRequest
-	1,  // 41: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
-	3,  // 42: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
-	11, // 43: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
-	13, // 44: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
-	16, // 45: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
-	18, // 46: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
-	20, // 47: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
-	23, // 48: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
-	25, // 49: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
-	6,  // 50: raylink.brain.v1.BrainService.ListMachines:output_type -> raylink.brain.v1.ListMachinesResponse
-	8,  // 51: raylink.brain.v1.BrainService.WatchMachines:output_type -> raylink.brain.v1.WatchMachinesResponse
-	41, // [41:52] is the sub-list for method output_type
-	30, // [30:41] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	32, // 16: raylink.brain.v1.Change.place:type_name -> raylink.node.v1.Place
+	9,  // 17: raylink.brain.v1.UpdateRequest.changes:type_name -> raylink.brain.v1.Change
+	33, // 18: raylink.brain.v1.UpdateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	4,  // 19: raylink.brain.v1.UpdateResponse.machines:type_name -> raylink.brain.v1.MachineUse
+	33, // 20: raylink.brain.v1.RemoveResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	14, // 21: raylink.brain.v1.LookupRequest.where:type_name -> raylink.brain.v1.Where
+	33, // 22: raylink.brain.v1.LookupResponse.node:type_name -> raylink.node.v1.NodeRecord
+	33, // 23: raylink.brain.v1.ListResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	31, // 24: raylink.brain.v1.AttachRequest.host:type_name -> raylink.node.v1.HostInfo
+	29, // 25: raylink.brain.v1.AttachRequest.nodes:type_name -> raylink.node.v1.NodeRef
+	34, // 26: raylink.brain.v1.AttachRequest.machine:type_name -> raylink.machine.v1.Machine
+	30, // 27: raylink.brain.v1.AttachResponse.lease:type_name -> google.protobuf.Duration
+	21, // 28: raylink.brain.v1.AttachResponse.web:type_name -> raylink.brain.v1.WebPolicy
+	33, // 29: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	37, // 30: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	37, // 31: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
+	0,  // 32: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
+	2,  // 33: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
+	10, // 34: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
+	12, // 35: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
+	15, // 36: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
+	17, // 37: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
+	19, // 38: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
+	22, // 39: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
+	24, // 40: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
+	5,  // 41: raylink.brain.v1.BrainService.ListMachines:input_type -> raylink.brain.v1.ListMachinesRequest
+	7,  // 42: raylink.brain.v1.BrainService.WatchMachines:input_type -> raylink.brain.v1.WatchMachinesRequest
+	1,  // 43: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
+	3,  // 44: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
+	11, // 45: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
+	13, // 46: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
+	16, // 47: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
+	18, // 48: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
+	20, // 49: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
+	23, // 50: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
+	25, // 51: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
+	6,  // 52: raylink.brain.v1.BrainService.ListMachines:output_type -> raylink.brain.v1.ListMachinesResponse
+	8,  // 53: raylink.brain.v1.BrainService.WatchMachines:output_type -> raylink.brain.v1.WatchMachinesResponse
+	43, // [43:54] is the sub-list for method output_type
+	32, // [32:43] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_raylink_brain_v1_brain_proto_init() }
