@@ -114,6 +114,7 @@ func serveChild(child *launch.Child, options Options) error {
 	select {
 	case <-child.Stop():
 	case <-orphaned:
+		h.endCause.Store(&c.orphanCause)
 	case <-c.terminated:
 	case <-n.stopped:
 	}
@@ -151,6 +152,8 @@ type childLife struct {
 	// terminated is closed on the first SIGTERM.
 	terminated chan struct{}
 	host       atomic.Pointer[Host]
+	// orphanCause is the cause with which the node ends if its launcher dies.
+	orphanCause string
 }
 
 // watchSignals ends the node gracefully on the first SIGTERM, and the process at once on the
@@ -266,8 +269,10 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	c.orphanCause = "its launcher died"
 	if settings != nil {
 		applyHostSettings(settings, &o, &p)
+		c.orphanCause = "the agent of its machine died"
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)

@@ -108,6 +108,8 @@ type Host struct {
 	// declaredDead is closed when Brain has declared a node of this host dead.
 	declaredDead     chan struct{}
 	declaredDeadOnce sync.Once
+	// endCause is why the host's nodes end with it; nil if they are stopped.
+	endCause atomic.Pointer[string]
 	// only is the node that the process was launched for; the host ends with it.
 	only atomic.Pointer[Node]
 }
@@ -190,7 +192,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	}
 	h.server = newHostServer(h, parts.Brain)
 	h.peers = peers.New(peers.Config{
-		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
+		Host: h.id, Build: launch.Build(), Machine: h.machine, Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
 		Opened: h.tunnelDialled,
 	})
 	if err = h.listen(parts.Brain); err != nil {
@@ -304,7 +306,11 @@ func (h *Host) Close(ctx context.Context) error {
 	errs = append(append(errs, h.stopChildren(ctx, "")), h.stopSupervised(ctx)...)
 	// Nodes whose parent lives in another process stop last.
 	for _, n := range h.localNodes() {
-		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))
+		cause := "stopped"
+		if end := h.endCause.Load(); end != nil {
+			cause = *end
+		}
+		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, cause))
 	}
 	if h.session != nil {
 		h.session.Goodbye(ctx)

@@ -68,7 +68,7 @@ func newMachineKeeper(h *Host, agent bool) (*machineKeeper, error) {
 			"give others a name of their own, such as accelerator=%d", gpus, len(found.GPUs), gpus)
 	}
 	declared := &machinev1.Machine{
-		Id: h.machine, Name: cmp.Or(given.Name, found.Hostname), Platform: &machinev1.Platform{Os: found.GOOS, Arch: found.GOARCH},
+		Id: h.machine, Name: cmp.Or(given.Name, os.Getenv(rundir.MachineEnv), found.Hostname), Platform: &machinev1.Platform{Os: found.GOOS, Arch: found.GOARCH},
 		Resources: has, Gpus: found.GPUs[:gpus], Labels: given.Labels, Agent: agent, Programs: slices.Sorted(maps.Keys(given.Programs)),
 	}
 	k := &machineKeeper{host: h, declared: declared, installed: make(programs.Installed)}

@@ -81,7 +81,7 @@ type Options struct {
 
 // MachineOptions describe a machine of the system. What is not set is found out.
 type MachineOptions struct {
-	// Name is what users call the machine. The default is its host name.
+	// Name is what users call the machine. The default is RAYLINK_MACHINE, or else its host name.
 	Name string
 	// Resources are amounts that replace what was found out, or add other resources, such as
 	// `cpu=8,gpu=1,licence=2`. Memory is in bytes, or has a unit such as GiB. Without them a machine

@@ -42,7 +42,7 @@ An agent that is interrupted or terminated stops the nodes on its machine first.
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runAgent(cmd.Context(), &f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.name, "name", "", "what the machine is called (default: its host name)")
+	flags.StringVar(&f.name, "name", "", "what the machine is called (default: RAYLINK_MACHINE, or else its host name)")
 	flags.StringVar(&f.resources, "resources", "", "amounts that replace what was found, or add others: cpu=8,gpu=1,memory=32GiB,licence=2")
 	flags.StringArrayVar(&f.labels, "label", nil, "a label, KEY=VALUE, that nodes can require; may be repeated")
 	flags.StringArrayVar(&f.programs, "program", nil, "an executable that is installed here, NAME=PATH; may be repeated")

@@ -89,7 +89,6 @@ func serveAgent() error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		stop()
 	}()
-	fmt.Println(proctest.Serving)
 	return join.Agent(ctx, append(options(), runtime.WithBrain(os.Getenv(brainAt)))...)
 }
 

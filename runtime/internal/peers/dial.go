@@ -17,13 +17,13 @@ func (p *Pool) hello() tunnel.Hello {
 	return tunnel.Hello{Client: p.config.Host, Build: p.config.Build}
 }
 
-// dialHost opens a connection to a host: by its Unix socket if this process can open it and it is
-// indeed that host's, or else by TCP.
+// dialHost opens a connection to a host: by its Unix socket if it is on this machine, this process
+// can open the socket, and it is indeed that host's, or else by TCP.
 func (p *Pool) dialHost(ctx context.Context, info *nodev1.HostInfo, k key) (*tunnel.Conn, error) {
 	hello := p.hello()
 	hello.Host = info.GetId()
 	hello.Tag, hello.Target = k.tag, k.nid
-	if info.GetSocket() != "" {
+	if p.hasSocket(info) {
 		if nc, err := p.config.Dial(ctx, "unix", info.GetSocket()); err == nil {
 			conn, err := tunnel.Dial(ctx, nc, hello, p.config.Tunnel)
 			if err == nil {
@@ -33,6 +33,12 @@ func (p *Pool) dialHost(ctx context.Context, info *nodev1.HostInfo, k key) (*tun
 		}
 	}
 	return dialTCP(ctx, p.config.Dial, info.GetAddress(), hello, p.config.Tunnel)
+}
+
+// hasSocket reports whether a host may be reached by a Unix socket. Those of other machines could be
+// there, where machines share a file system, and would hide that the network between them is cut.
+func (p *Pool) hasSocket(info *nodev1.HostInfo) bool {
+	return info.GetSocket() != "" && info.GetMachine() == p.config.Machine
 }
 
 // DialTCP opens a tunnel to a host at an address, outside of any pool. The caller must close it.
@@ -62,7 +68,7 @@ func dialTCP(ctx context.Context, dial DialFunc, address string, hello tunnel.He
 func (p *Pool) DialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
 	hello := p.hello()
 	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
-	if info.GetSocket() != "" {
+	if p.hasSocket(info) {
 		if nc, err := dialRaw(ctx, p.config.Dial, "unix", info.GetSocket(), hello, p.config.Tunnel); err == nil {
 			return nc, nil
 		}

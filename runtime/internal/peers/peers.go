@@ -41,6 +41,8 @@ const dialTimeout = 5 * time.Second
 type Config struct {
 	// Host is the id of this host, and Build that of its executable: peers learn both.
 	Host, Build string
+	// Machine is the id of this host's machine: Unix sockets of hosts on others are not tried.
+	Machine string
 	// Tunnel configures the connections. Its Token is the one that both sides of each must prove.
 	Tunnel tunnel.Config
 	// Open permits a Brain that asks for no token, if Tunnel has none.
