@@ -476,7 +476,10 @@ func (h *Host) launch(
 	if err != nil {
 		h.sweepDead()
 		if failed, ok := errors.AsType[*launch.FailedError](err); ok {
-			return nil, rec, decodeError(failed.Payload)
+			// A process that was told to give up reports that, not why.
+			if err := decodeError(failed.Payload); ctx.Err() == nil || connect.CodeOf(err) != connect.CodeCanceled {
+				return nil, rec, err
+			}
 		}
 		if ctx.Err() != nil {
 			return nil, rec, setupError(rec.GetPath(), endOfCreation(ctx))
