@@ -75,7 +75,7 @@ func ofPlaces() []Mutant {
 		},
 		{
 			Name: "brain/streams-that-are-over-declare-machines",
-			Edit: Edit{File: "brain/attach.go", Func: "service.Attach", Original: "case <-session.Over(): return session.Err() default:", Mutated: "default:"},
+			Edit: Edit{File: "brain/attach.go", Func: "Brain.attach", Original: "case <-session.Over(): return session.Err()", Mutated: ""},
 			Test: "TestHostThatDiesWhileItAttachesKeepsNoMachine", Prints: `its machine is in the system`,
 		},
 		{

@@ -289,6 +289,9 @@ func (x *Txn) eachWaiting(visit func(*Waiting)) {
 	}
 }
 
+// Waiting is how many requests wait for a place.
+func (t *Tree) Waiting() int { return len(t.waiting) }
+
 // waitingCount is at least how many requests wait: those that have ended in a transaction count.
 func (t *Tree) waitingCount() int { return len(t.waiting) }
 func (x *Txn) waitingCount() int  { return len(x.waiting) + x.base.waitingCount() }
