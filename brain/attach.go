@@ -111,7 +111,7 @@ func (b *Brain) attach(ctx context.Context, session *lease.Session, first *brain
 		select {
 		case <-session.Over():
 			// The host was declared dead, or has attached again. Its end has been recorded, or the
-			// other stream has said what it keeps: nothing would end what is declared here.
+			// other stream declares its machine: nothing would end what is declared here.
 			return session.Err()
 		default:
 		}
