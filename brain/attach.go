@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/raylink/raylink/brain/internal/lease"
 	"github.com/raylink/raylink/brain/internal/tree"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
@@ -66,18 +67,8 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 	// A stream that ends without a goodbye has broken.
 	defer session.Broken()
 
-	var unknown []string
-	if err := b.change(ctx, func(x *tree.Txn) error {
-		select {
-		case <-session.Over():
-			// The host was declared dead or has attached again: what it keeps has been removed, or
-			// declared by the other stream.
-			return session.Err()
-		default:
-		}
-		unknown = x.HostBack(host, first.GetNodes())
-		return x.Keep(host, first.GetMachine())
-	}); err != nil {
+	unknown, err := b.attach(ctx, session, first)
+	if err != nil {
 		return err
 	}
 	b.opts.Logger.Debug("host attached", "host", host.GetId(), "pid", host.GetPid(), "machine", host.GetMachine(), "unknown", len(unknown), "keeps", first.GetMachine().GetName())
@@ -110,6 +101,27 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 			return fmt.Errorf("hold a lease: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// attach admits a host, and the machine that it keeps. It returns which of its nodes are no longer
+// its own.
+func (b *Brain) attach(ctx context.Context, session *lease.Session, first *brainv1.AttachRequest) ([]string, error) {
+	var unknown []string
+	err := b.change(ctx, func(x *tree.Txn) error {
+		select {
+		case <-session.Over():
+			// The host was declared dead, or has attached again. Its end has been recorded, or the
+			// other stream declares its machine: nothing would end what is declared here.
+			return session.Err()
+		default:
+		}
+		unknown = x.HostBack(first.GetHost(), first.GetNodes())
+		return x.Keep(first.GetHost(), first.GetMachine())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return unknown, nil
 }
 
 // goodbye ends a host gracefully.

@@ -108,8 +108,8 @@ func (p *placing) Gone() bool { return p.ctx.Err() != nil }
 // Answer passes the result to the call.
 func (p *placing) Answer(result tree.Result) { p.answer <- result }
 
-// place applies a change whose nodes may have to wait for a place, and waits for it. run returns the
-// records, or what waits.
+// place applies a change whose nodes may have to wait for a place, and waits for it. run returns
+// the records, or what waits.
 func (b *Brain) place(
 	ctx context.Context, run func(*tree.Txn, tree.Caller) ([]*nodev1.NodeRecord, *tree.Waiting, error),
 ) ([]*nodev1.NodeRecord, []*brainv1.MachineUse, error) {
@@ -136,7 +136,8 @@ func (b *Brain) place(
 	return result.Nodes, result.Machines, result.Err
 }
 
-// wait waits until the call is answered, or ends its wait.
+// wait waits until the call is answered, or ends its wait: with its context, and a little before
+// its deadline, since the error that names what lacks would not reach the caller after that.
 func (b *Brain) wait(ctx context.Context, p *placing) tree.Result {
 	code := connect.CodeDeadlineExceeded
 	var almost <-chan time.Time

@@ -11,7 +11,7 @@ func ofPlaces() []Mutant {
 		{
 			Name: "tree/removed-nodes-keep-what-they-have",
 			Edit: Edit{File: dir + "txn.go", Func: "Txn.remove", Original: "x.accounts.Release(nid)", Mutated: "_ = nid"},
-			Test: test, Prints: `nodes have an allocation, and the accounts have`, Args: many,
+			Test: test, Args: many,
 		},
 		{
 			Name: "tree/allocations-are-lost-by-a-restart",
@@ -50,12 +50,12 @@ func ofPlaces() []Mutant {
 		},
 		{
 			Name: "tree/waiting-requests-are-not-served",
-			Edit: Edit{File: dir + "wait.go", Func: "Txn.Serve", Original: "for served := range x.accounts.Serve()", Mutated: "for served := range x.Begin().accounts.Begin().Serve()"},
+			Edit: Edit{File: dir + "wait.go", Func: "Txn.Serve", Original: "range x.accounts.Serve()", Mutated: "range x.Begin().accounts.Begin().Serve()"},
 			Test: test, Args: many,
 		},
 		{
 			Name: "tree/restarts-move-nodes-whose-machine-is-there",
-			Edit: Edit{File: dir + "update.go", Func: "Txn.nextPlace", Original: "there || change.GetPlace() == nil", Mutated: "there && false || change.GetPlace() == nil"},
+			Edit: Edit{File: dir + "update.go", Func: "Txn.nextPlace", Original: "there ||", Mutated: "there && false ||"},
 			Test: test, Args: many,
 		},
 		{
@@ -65,7 +65,7 @@ func ofPlaces() []Mutant {
 		},
 		{
 			Name: "tree/withdrawn-registrations-wait",
-			Edit: Edit{File: dir + "register.go", Func: "Txn.Withdraw", Original: "w := x.waitingFor(id); w != nil", Mutated: "w := x.waitingFor(id); w != nil && false"},
+			Edit: Edit{File: dir + "register.go", Func: "Txn.Withdraw", Original: "x.waitingFor(id); w != nil", Mutated: "x.waitingFor(id); w != nil && false"},
 			Test: "TestWithdrawnRegistrationWaitsNoLonger",
 		},
 		{
@@ -75,7 +75,7 @@ func ofPlaces() []Mutant {
 		},
 		{
 			Name: "brain/streams-that-are-over-declare-machines",
-			Edit: Edit{File: "brain/attach.go", Func: "service.Attach", Original: "case <-session.Over(): return session.Err() default:", Mutated: "default:"},
+			Edit: Edit{File: "brain/attach.go", Func: "Brain.attach", Original: "case <-session.Over(): return session.Err()", Mutated: ""},
 			Test: "TestHostThatDiesWhileItAttachesKeepsNoMachine", Prints: `its machine is in the system`,
 		},
 		{

@@ -80,7 +80,8 @@ func BenchmarkChange(b *testing.B) {
 	}
 }
 
-// BenchmarkServe is what a node's end costs while [MaxWaiting] equal requests wait, and each it serves.
+// BenchmarkServe is what a node's end costs while [MaxWaiting] equal requests wait, of which it
+// serves one.
 func BenchmarkServe(b *testing.B) {
 	c := crowded(b)
 	require.NoError(b, c.place(&Request{Count: 4000, Resources: Resources{GPU: Unit}}))

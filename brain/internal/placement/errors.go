@@ -81,8 +81,8 @@ func (e *ImpossibleError) Error() string {
 	return text + joinText(machines, e.Count, "; ")
 }
 
-// ExpectingError is the error of a request that the present machines could never serve, while others
-// are expected to join.
+// ExpectingError is the error of a request that the present machines could never serve, while
+// others are expected to join.
 type ExpectingError struct {
 	// Present is why they can't.
 	Present error

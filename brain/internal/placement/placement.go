@@ -44,8 +44,8 @@ const MaxCount = 10_000
 // MaxWaiting is how many requests may wait at once.
 const MaxWaiting = 4096
 
-// What a machine or a request may have at most, in addition to the bounds of [machine.Resources]. So
-// what a request needs in sum does not overflow, and neither do sums over 32,768 machines.
+// What a machine or a request may have at most, in addition to the bounds of [machine.Resources].
+// So what a request needs in sum does not overflow, and neither do sums over 32,768 machines.
 const (
 	maxAmount    = 1 << 48 // 256 TiB of memory
 	maxNameBytes = 256

@@ -70,8 +70,8 @@ func (a *Accounts) Withdraw(ticket uint64) {
 	a.stale = true
 }
 
-// Waiting returns what a request waits for, a [LackingError] or [ExpectingError]. It returns nil if the request does
-// not wait, or could be placed by Serve.
+// Waiting returns what a request waits for, a [LackingError] or [ExpectingError]. It returns nil if
+// the request does not wait, or could be placed by Serve.
 func (a *Accounts) Waiting(ticket uint64) error {
 	w := a.waiter(ticket)
 	if w == nil {

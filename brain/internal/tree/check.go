@@ -87,7 +87,8 @@ func (t *Tree) checkNode(nid string, n *node) error {
 	}
 	given := rec.GetAllocation()
 	had, ok := t.accounts.Allocation(nid)
-	if ok != (given != nil) || ok && (had.Machine != given.GetMachine() || !maps.Equal(had.Resources, given.GetResources()) || !slices.Equal(had.GPUs, given.GetGpus())) {
+	same := had.Machine == given.GetMachine() && maps.Equal(had.Resources, given.GetResources()) && slices.Equal(had.GPUs, given.GetGpus())
+	if ok != (given != nil) || !same {
 		return fmt.Errorf("the node %s has the allocation %v, and in the accounts %v", path, given, had)
 	}
 	if alias := rec.GetAlias(); alias != "" {

@@ -67,7 +67,8 @@ func (x *Txn) HostDied(host *nodev1.HostInfo, cause string) []*nodev1.NodeRecord
 	return x.end(x.endingsOf(host.GetId(), "died: "+cause), died)
 }
 
-// hostGone ends what a host has beside nodes: the machine that it keeps, and its requests that wait.
+// hostGone ends what a host has beside nodes: the machine that it keeps, and its requests that
+// wait.
 func (x *Txn) hostGone(host *nodev1.HostInfo, how string) {
 	x.unkeep(host.GetId())
 	x.arrived(host.GetId())

@@ -77,7 +77,7 @@ func CheckMachine(host *nodev1.HostInfo, m *machinev1.Machine) error {
 func placed(m *machinev1.Machine) placement.Machine {
 	gpus := make([]uint32, len(m.GetGpus()))
 	for i := range gpus {
-		gpus[i] = uint32(i) //nolint:gosec // bounded by the size of a description
+		gpus[i] = uint32(i)
 	}
 	return placement.Machine{
 		ID: m.GetId(), Name: m.GetName(), Platform: m.GetPlatform().GetOs() + "/" + m.GetPlatform().GetArch(),

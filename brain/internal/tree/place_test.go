@@ -36,7 +36,7 @@ func placedHost(pid int) *nodev1.HostInfo {
 	return host
 }
 
-// testMachine is what a host declares: machines have the same capacity whoever keeps them.
+// testMachine is what a host declares: a machine has the same capacity with each keeper.
 func testMachine(host *nodev1.HostInfo, agent bool) *machinev1.Machine {
 	m := &machinev1.Machine{
 		Id: host.GetMachine(), Name: "name-of-" + host.GetMachine(), Agent: agent,
@@ -177,7 +177,7 @@ func (p *placer) check(t *rapid.T) {
 	for id := range p.model.keepers {
 		require.Equal(t, p.model.inEffect(id) != 0, present[id], "the machine %s is there without a keeper, or is not there with one", id)
 	}
-	// Who waits has a reason; nobody waits whose caller has been answered.
+	// Each request that waits has a reason, and a caller without an answer.
 	require.Len(t, p.tree.waiting, len(p.model.callers))
 	for c, w := range p.model.callers {
 		require.Same(t, w, p.tree.waits(w.ticket))

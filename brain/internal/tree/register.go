@@ -35,8 +35,12 @@ func (x *Txn) parentOf(req *brainv1.RegisterRequest) string {
 	return req.GetParent()
 }
 
-// asked is a registration in a canonical form: what a repetition must ask for.
+// asked is a registration in a canonical form: what a repetition must ask for. It is empty without
+// a request id.
 func (x *Txn) asked(req *brainv1.RegisterRequest) string {
+	if req.GetRequestId() == "" {
+		return ""
+	}
 	return fmt.Sprintf("%q %q %q %d %q %t", x.parentOf(req), req.GetType(), req.GetService(), max(int(req.GetCount()), 1),
 		req.GetAlias(), req.GetRestarts()) + placeText(req.GetPlace())
 }

@@ -133,6 +133,12 @@ type deadHost struct {
 
 // view is what a transaction is based on: the tree, or another transaction.
 type view interface {
+	recordsView
+	machinesView
+	waitingView
+}
+
+type recordsView interface {
 	node(nid string) *node
 	child(parent, name string) string
 	children(parent string) map[string]string
@@ -145,10 +151,17 @@ type view interface {
 	onHost(host string) map[string]struct{}
 	rev() uint64
 	size() int
+}
+
+type machinesView interface {
+	// root is Brain's own record.
 	root() *nodev1.NodeRecord
 	keepers(machine string) []*keeper
 	keeps(host string) *keeper
 	expects(host string) bool
+}
+
+type waitingView interface {
 	waits(ticket uint64) *Waiting
 	waitingFor(id string) *Waiting
 	waitingCount() int

@@ -15,7 +15,7 @@ import (
 
 // This file contains requests that wait for a place. They are not stored, but in the accounts'
 // queue, and therefore part of a transaction. [Txn.Serve] answers those that can be placed now,
-// that have become impossible or without an object; its owner passes the answers on once they are
+// have become impossible, or have lost their parent; its owner passes the answers on once they are
 // on disk.
 
 // Caller is the caller of a request that may wait.
@@ -24,7 +24,7 @@ type Caller interface {
 	Gone() bool
 	// Answer passes the result of a request that has waited. It is called at most once, and must
 	// not block.
-	Answer(Result)
+	Answer(result Result)
 }
 
 // Result is the result of a request that has waited.
@@ -151,7 +151,7 @@ func (x *Txn) answer(w *Waiting, result Result) {
 	x.answers = append(x.answers, answer{caller: w.caller, result: result})
 }
 
-// end ends the wait of a request.
+// endWait ends the wait of a request.
 func (x *Txn) endWait(w *Waiting) {
 	x.accounts.Withdraw(w.ticket)
 	x.setWaiting(w.ticket, w.id, nil)
@@ -186,7 +186,8 @@ func (x *Txn) named(err error) string {
 }
 
 // Serve answers the requests that can be placed now, have become impossible, or whose parent, node
-// or launcher has ended. It must be called after the changes of a transaction, on the outermost one.
+// or launcher has ended. It must be called after the changes of a transaction, on the outermost
+// one.
 func (x *Txn) Serve() {
 	if x.waitingCount() == 0 {
 		return
@@ -288,6 +289,9 @@ func (x *Txn) eachWaiting(visit func(*Waiting)) {
 		}
 	}
 }
+
+// Waiting is how many requests wait for a place.
+func (t *Tree) Waiting() int { return len(t.waiting) }
 
 // waitingCount is at least how many requests wait: those that have ended in a transaction count.
 func (t *Tree) waitingCount() int { return len(t.waiting) }

@@ -188,7 +188,7 @@ func TestWaitSaysWhatLacks(t *testing.T) {
 	require.False(t, ok)
 	c.p.commit(t)
 	require.False(t, second.answered(), "a request that was given up is answered")
-	require.Equal(t, 1, len(c.p.tree.waiting))
+	require.Len(t, c.p.tree.waiting, 1)
 	require.Same(t, w1, c.p.tree.waits(w1.ticket))
 }
 
@@ -371,7 +371,7 @@ func TestDeclarationsThatAreRefused(t *testing.T) {
 		`resources: "NaN"`:                      func(m *machinev1.Machine) { m.Resources["NaN"] = 1 },
 		"GPUs are whole":                        func(m *machinev1.Machine) { m.Resources["gpu"] = 1500 },
 		"it has gpu=3, but lists 2 GPUs":        func(m *machinev1.Machine) { m.Resources["gpu"] = 3000 },
-		"it has gpu=0, but lists 2 GPUs":        func(m *machinev1.Machine) { delete(m.Resources, "gpu") },
+		"it has gpu=0, but lists 2 GPUs":        func(m *machinev1.Machine) { delete(m.GetResources(), "gpu") },
 		"1025 GPUs of one machine are too many": func(m *machinev1.Machine) { m.Resources["gpu"], m.Gpus = 1025*1000, make([]string, 1025) },
 	} {
 		m := proto.CloneOf(valid)

@@ -1225,8 +1225,8 @@ type AttachRequest struct {
 	// dead.
 	Goodbye bool `protobuf:"varint,3,opt,name=goodbye,proto3" json:"goodbye,omitempty"`
 	// First message only: the machine that the host keeps; unset if it keeps none. It is in the
-	// system as long as the host's lease lasts. If several hosts keep a machine, the declaration of an
-	// agent is in effect, or else the oldest. An invalid one fails with InvalidArgument.
+	// system as long as the host's lease lasts. If several hosts keep a machine, the declaration of
+	// an agent is in effect, or else the oldest. An invalid one fails with InvalidArgument.
 	Machine       *v11.Machine `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -716,8 +716,8 @@ func (x *NodeRecord) GetAllocation() *Allocation {
 	return nil
 }
 
-// Allocation is what a node has of a machine. It ends with the node's record. That of a dead node in
-// its last record is for display: it has been given back.
+// Allocation is what a node has of a machine. It ends with the node's record; the last record of a
+// removed node shows what has been given back.
 type Allocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The machine's id.
