@@ -68,12 +68,12 @@ func Start(ctx context.Context, opts ...Option) (*Runtime, error) {
 
 // Agent makes this machine part of a system: nodes that other processes create run here as well, as
 // far as Brain places them here. It serves a node of its own, `machine-0`, …, and returns after ctx
-// has ended or that node was stopped, when the nodes on the machine have been stopped. [WithMachine]
-// of package runtime describes the machine where that should not be found out.
+// has ended or that node was stopped, when the nodes on the machine have been stopped.
+// [runtime.WithMachine] describes the machine where that should not be found out.
 //
-// Agent waits for a Brain that is not there yet. If Brain declares the machine dead because it could
-// not be reached, all nodes here end, and Agent joins again. If the process is killed, the processes
-// that it has launched end.
+// Agent waits for a Brain that is not there yet. If Brain declares the machine dead because it
+// could not be reached, all nodes here end, and Agent joins again. If the process is killed, the
+// processes that it has launched end.
 func Agent(ctx context.Context, opts ...Option) error { return assemble.Agent(ctx, nil, opts...) }
 
 func newRuntime(s *system, err error) (*Runtime, error) {

@@ -476,7 +476,7 @@ func (h *Host) launch(
 	if err != nil {
 		h.sweepDead()
 		if failed, ok := errors.AsType[*launch.FailedError](err); ok {
-			// A process that was told to give up reports that, not why.
+			// A process that was requested to give up reports that, not why.
 			if err := decodeError(failed.Payload); ctx.Err() == nil || connect.CodeOf(err) != connect.CodeCanceled {
 				return nil, rec, err
 			}

@@ -161,8 +161,8 @@ func (f *firstError) get() error {
 	return f.err
 }
 
-// register registers the new nodes of a creation with Brain. After an error nothing is registered, even if Brain did
-// register them and its response was lost.
+// register registers the new nodes of a creation with Brain. After an error nothing is registered,
+// even if Brain did register them and its response was lost.
 func (h *Host) register(ctx context.Context, c *creation, req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
 	res, err := h.brain.Register(ctx, req)
 	if err == nil {

@@ -55,7 +55,8 @@ type GeneratedService struct {
 	NewConfig func() proto.Message
 	// Limits are the schema's; 0 stands for a default.
 	Limits Limits
-	// Resources are what a node with a process of its own needs, as in the schema; empty for nothing.
+	// Resources are what a node with a process of its own needs, as in the schema; empty for
+	// nothing.
 	Resources string
 	// Methods are in the order of the schema: a [GeneratedCall] is an index into them.
 	Methods []GeneratedMethod

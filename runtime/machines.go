@@ -34,7 +34,7 @@ import (
 // machineKeeper is what a host needs to keep its machine.
 type machineKeeper struct {
 	host *Host
-	// declared is what Brain is told.
+	// declared is the machine as Brain gets it.
 	declared *machinev1.Machine
 	keeper   *launch.Keeper
 	programs *launch.Executables
@@ -68,8 +68,9 @@ func newMachineKeeper(h *Host, agent bool) (*machineKeeper, error) {
 			"give others a name of their own, such as accelerator=%d", gpus, len(found.GPUs), gpus)
 	}
 	declared := &machinev1.Machine{
-		Id: h.machine, Name: cmp.Or(given.Name, os.Getenv(rundir.MachineEnv), found.Hostname), Platform: &machinev1.Platform{Os: found.GOOS, Arch: found.GOARCH},
-		Resources: has, Gpus: found.GPUs[:gpus], Labels: given.Labels, Agent: agent, Programs: slices.Sorted(maps.Keys(given.Programs)),
+		Id: h.machine, Name: cmp.Or(given.Name, os.Getenv(rundir.MachineEnv), found.Hostname),
+		Platform: &machinev1.Platform{Os: found.GOOS, Arch: found.GOARCH}, Resources: has,
+		Gpus: found.GPUs[:gpus], Labels: given.Labels, Agent: agent, Programs: slices.Sorted(maps.Keys(given.Programs)),
 	}
 	k := &machineKeeper{host: h, declared: declared, installed: make(programs.Installed)}
 	for name, path := range given.Programs {
@@ -214,7 +215,8 @@ func (h *Host) programFrom(launcher *nodev1.HostInfo, wanted *machinev1.Program)
 	return programs.Source{Name: launcher.GetAddress(), Fetch: func(ctx context.Context, offset int64, into io.Writer) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		stream, err := client.FetchProgram(own(ctx), &machinev1.FetchProgramRequest{Sha256: wanted.GetSha256(), Offset: uint64(offset)}) //nolint:gosec // not negative
+		req := &machinev1.FetchProgramRequest{Sha256: wanted.GetSha256(), Offset: uint64(offset)} //nolint:gosec // not negative
+		stream, err := client.FetchProgram(own(ctx), req)
 		if err != nil {
 			return err
 		}
@@ -272,7 +274,8 @@ func takeHostSettings() (*machinev1.HostSettings, error) {
 	return settings, nil
 }
 
-// apply replaces the options that a process has from its launcher by those of its own machine.
+// applyHostSettings replaces the options that a process has from its launcher by those of its own
+// machine.
 func applyHostSettings(settings *machinev1.HostSettings, o *Options, p *launchPayload) {
 	o.Listen, o.Advertise, o.Brain, o.Data = settings.GetListen(), settings.GetAdvertise(), settings.GetBrain(), settings.GetData()
 	p.Run, p.Outlives = settings.GetRun(), false
@@ -327,7 +330,7 @@ func (s machineService) FetchProgram(
 	}
 	s.host.log.Info("the program is sent to another machine", slog.String("program", id.Name), slog.Uint64("from", req.GetOffset()),
 		slog.Int64("bytes", id.Size))
-	for offset := int64(min(req.GetOffset(), 1<<62)); ; { //nolint:gosec // bounded
+	for offset := int64(min(req.GetOffset(), 1<<62)); ; {
 		chunk, err := program.Chunk(offset)
 		if err != nil {
 			return connect.Errorf(connect.CodeInvalidArgument, "%v", err)
@@ -348,7 +351,7 @@ func (s machineService) FetchProgram(
 // identityOf converts the identity of a program from its message.
 func identityOf(p *machinev1.Program) (programs.Identity, error) {
 	id := programs.Identity{
-		Size: int64(min(p.GetSize(), 1<<62)), GOOS: p.GetPlatform().GetOs(), GOARCH: p.GetPlatform().GetArch(), Name: p.GetName(), //nolint:gosec // bounded
+		Size: int64(min(p.GetSize(), 1<<62)), GOOS: p.GetPlatform().GetOs(), GOARCH: p.GetPlatform().GetArch(), Name: p.GetName(),
 	}
 	if copy(id.SHA256[:], p.GetSha256()) != len(p.GetSha256()) || len(p.GetSha256()) != len(id.SHA256) {
 		return id, connect.Errorf(connect.CodeInvalidArgument, "a program is named by its SHA-256, of 32 bytes and not %d", len(p.GetSha256()))

@@ -84,8 +84,8 @@ type MachineOptions struct {
 	// Name is what users call the machine. The default is RAYLINK_MACHINE, or else its host name.
 	Name string
 	// Resources are amounts that replace what was found out, or add other resources, such as
-	// `cpu=8,gpu=1,licence=2`. Memory is in bytes, or has a unit such as GiB. Without them a machine
-	// has the processors, the memory and the GPUs that this process may use.
+	// `cpu=8,gpu=1,licence=2`. Memory is in bytes, or has a unit such as GiB. Without them a
+	// machine has the processors, the memory and the GPUs that this process may use.
 	Resources string
 	// Labels are what nodes can require of the machine.
 	Labels Labels

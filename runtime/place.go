@@ -86,7 +86,7 @@ type Labels map[string]string
 //
 // If no set of machines could have the nodes even if they were empty, the creation fails at once,
 // and the error has what was asked for and what each machine has. If others have what is needed,
-// the creation waits for it until its context ends; then the error has who has it.
+// the creation waits for it until its context ends; then the error names those nodes.
 //
 // A node in its parent's process is on its parent's machine, which must have what the node needs.
 func Requires(resources Resources, labels Labels) CreateOption {
@@ -148,10 +148,10 @@ func (o *createOptions) refuse(format string, err error) {
 
 // place returns the place of the request, and makes it on first use.
 func (o *createOptions) place() *nodev1.Place {
-	if o.request.Place == nil {
+	if o.request.GetPlace() == nil {
 		o.request.Place = new(nodev1.Place)
 	}
-	return o.request.Place
+	return o.request.GetPlace()
 }
 
 // placeOf returns where the nodes of a creation may run: what was asked for, or else what the type

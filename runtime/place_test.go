@@ -39,11 +39,11 @@ func TestInvalidResourcesAreRefused(t *testing.T) {
 		"gpu is a field of its own, and no other resource":                             {Other: map[string]float64{"gpu": 1}},
 	} {
 		_, err := r.amounts()
-		assert.EqualError(t, err, text)
+		require.EqualError(t, err, text)
 	}
 	for _, r := range []Resources{{CPUs: -1}, {Memory: -1}, {GPUs: -1}, {Other: map[string]float64{"A B": 1}}} {
 		_, err := r.amounts()
-		assert.Error(t, err, "%+v", r)
+		require.Error(t, err, "%+v", r)
 	}
 }
 
@@ -64,11 +64,11 @@ func TestOptionsOfPlacesAreTheRequests(t *testing.T) {
 	assert.True(t, got.GetNoDefaults())
 	assert.Equal(t, nodev1.PlaceStrategy_PLACE_STRATEGY_PACK, got.GetStrategy())
 	_, err = place(Requires(Resources{CPUs: -1}, nil), Near(Ref{}))
-	assert.ErrorContains(t, err, "the resources that new nodes require: ")
+	require.ErrorContains(t, err, "the resources that new nodes require: ")
 	_, err = place(Near(Ref{}))
-	assert.ErrorContains(t, err, "new nodes should be near to a node: the reference is to none")
+	require.ErrorContains(t, err, "new nodes should be near to a node: the reference is to none")
 	_, err = place(Requires(Resources{}, Labels{"a b": ""}))
-	assert.ErrorContains(t, err, "the labels that new nodes require: ")
+	require.ErrorContains(t, err, "the labels that new nodes require: ")
 }
 
 func TestDevicesOfANodeAreItsGPUs(t *testing.T) {
@@ -80,5 +80,5 @@ func TestDevicesOfANodeAreItsGPUs(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, env, "what the process inherits stays")
 	_, err = devicesEnv([]string{"GPU-a"}, []uint32{1})
-	assert.ErrorContains(t, err, "GPU 1 was allocated, and the machine has 1")
+	require.ErrorContains(t, err, "GPU 1 was allocated, and the machine has 1")
 }

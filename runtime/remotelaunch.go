@@ -147,7 +147,7 @@ func (l *remoteLauncher) checkKeeper(ctx context.Context) error {
 	}
 	res, err := l.host.brain.ListMachines(ctx, &brainv1.ListMachinesRequest{Machine: l.given.GetMachine()})
 	if err != nil && connect.CodeOf(err) != connect.CodeNotFound {
-		return nil //nolint:nilerr // Brain is away: it is not known
+		return nil // Brain is away: it is not known
 	}
 	for _, use := range res.GetMachines() {
 		if use.GetKeeper().GetId() == keeper.GetId() {

@@ -59,7 +59,8 @@ func (a *app) machines(ctx context.Context, name string) error {
 
 // machinesTable formats machines as a table.
 func machinesTable(uses []*brainv1.MachineUse, now time.Time) string {
-	rows := [][]string{{"NAME", "ADDRESS", "CPUS", "MEMORY", "GPUS", "OTHER", "LABELS", "NODES", "AGE", "KEPT BY"}}
+	rows := make([][]string, 1, 1+len(uses))
+	rows[0] = []string{"NAME", "ADDRESS", "CPUS", "MEMORY", "GPUS", "OTHER", "LABELS", "NODES", "AGE", "KEPT BY"}
 	for _, use := range uses {
 		m := use.GetMachine()
 		kept := "a program"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,7 +39,7 @@ func Agent(ctx context.Context, ready func(node string, machine *machinev1.Machi
 // again.
 func serveAgent(ctx context.Context, ready func(node string, machine *machinev1.Machine), opts []runtime.Option) (again bool, err error) {
 	node := &agentNode{stopped: make(chan struct{})}
-	options := withSystemTypes(hosts.NewOptions(append(opts[:len(opts):len(opts)], agentv1raylink.AgentType(node.setUp))...))
+	options := withSystemTypes(hosts.NewOptions(append(slices.Clip(opts), agentv1raylink.AgentType(node.setUp))...))
 	rt, err := joinWhenThere(ctx, options)
 	if err != nil {
 		if ctx.Err() != nil {

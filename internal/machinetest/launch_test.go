@@ -17,8 +17,8 @@ import (
 
 func isAlive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// One gang over three machines: each node runs where Brain has placed it, is called from the driver,
-// prints at the driver, and ends with its stop.
+// One gang over three machines: each node runs where Brain has placed it, is called from the
+// driver, prints at the driver, and ends with its stop.
 func TestNodesRunOnOtherMachines(t *testing.T) {
 	s := newSystem(t, runtime.MachineOptions{Resources: "cpu=1"}, runtime.MachineOptions{Resources: "cpu=2"}, runtime.MachineOptions{Resources: "cpu=2"})
 	a := s.Must(order{Do: "create", N: 5, Resources: "cpu=1", Print: "a line"})
@@ -91,7 +91,7 @@ func TestProgramsTravel(t *testing.T) {
 	content, err := os.ReadFile(self)
 	require.NoError(t, err)
 	other := filepath.Join(t.TempDir(), "another-program")
-	require.NoError(t, os.WriteFile(other, append(content, 0), 0o700)) //nolint:gosec // it is to be run
+	require.NoError(t, os.WriteFile(other, append(content, 0), 0o700))
 	s.startAgent(s.network.Machines[1], runtime.MachineOptions{Name: "far"}, other)
 	s.awaitMachines(1)
 	begin := time.Now()

@@ -71,7 +71,7 @@ func TestMain(m *testing.M) {
 func options() []runtime.Option {
 	var described runtime.MachineOptions
 	if text := os.Getenv(description); text != "" {
-		if err := json.Unmarshal([]byte(text), &described); err != nil {
+		if err := json.Unmarshal([]byte(text), &described); err != nil { //nolint:musttag // as descriptionOf
 			panic(err)
 		}
 	}
@@ -191,19 +191,22 @@ type answer struct {
 	Nodes []node `json:"nodes,omitempty"`
 	Sum   int64  `json:"sum,omitempty"`
 	// Line is a line of output of the node with the path Line's From.
-	From, Line string
+	From string `json:"from,omitempty"`
+	Line string `json:"line,omitempty"`
 	// Run is the driver's run directory.
 	Run string `json:"run,omitempty"`
 }
 
 // node is what the driver says of a node.
 type node struct {
-	Path, NID string
+	Path string `json:"path"`
+	NID  string `json:"nid"`
 	// Machine is that of its host, Allocated that of its allocation.
-	Machine, Allocated string
-	PID                int
-	GPUs               []uint32
-	Attributes         map[string]string
+	Machine    string            `json:"machine"`
+	Allocated  string            `json:"allocated"`
+	PID        int               `json:"pid"`
+	GPUs       []uint32          `json:"gpus"`
+	Attributes map[string]string `json:"attributes"`
 }
 
 // Number implements [proctest.Answer].

@@ -69,7 +69,7 @@ func (s *system) startAgent(m *nettest.Machine, what runtime.MachineOptions, pro
 
 func descriptionOf(t *testing.T, what runtime.MachineOptions) string {
 	t.Helper()
-	text, err := json.Marshal(what)
+	text, err := json.Marshal(what) //nolint:musttag // both ends are this struct
 	require.NoError(t, err)
 	return description + "=" + string(text)
 }

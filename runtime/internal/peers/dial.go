@@ -35,8 +35,9 @@ func (p *Pool) dialHost(ctx context.Context, info *nodev1.HostInfo, k key) (*tun
 	return dialTCP(ctx, p.config.Dial, info.GetAddress(), hello, p.config.Tunnel)
 }
 
-// hasSocket reports whether a host may be reached by a Unix socket. Those of other machines could be
-// there, where machines share a file system, and would hide that the network between them is cut.
+// hasSocket reports whether a host may be reached by a Unix socket. Those of other machines could
+// be there, where machines share a file system, and would hide that the network between them is
+// cut.
 func (p *Pool) hasSocket(info *nodev1.HostInfo) bool {
 	return info.GetSocket() != "" && info.GetMachine() == p.config.Machine
 }
