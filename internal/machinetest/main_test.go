@@ -192,20 +192,23 @@ type answer struct {
 	Sum   int64  `json:"sum,omitempty"`
 	// Mapped is set if a service's files were used in place.
 	Mapped bool `json:"mapped,omitempty"`
-	// Line is a line of output of the node with the path Line's From.
-	From, Line string
+	// Line is a line of output of the node with the path From, or pulled parameters.
+	From string `json:"from,omitempty"`
+	Line string `json:"line,omitempty"`
 	// Run is the driver's run directory.
 	Run string `json:"run,omitempty"`
 }
 
 // node is what the driver says of a node.
 type node struct {
-	Path, NID string
+	Path string `json:"path"`
+	NID  string `json:"nid"`
 	// Machine is that of its host, Allocated that of its allocation.
-	Machine, Allocated string
-	PID                int
-	GPUs               []uint32
-	Attributes         map[string]string
+	Machine    string            `json:"machine"`
+	Allocated  string            `json:"allocated"`
+	PID        int               `json:"pid"`
+	GPUs       []uint32          `json:"gpus"`
+	Attributes map[string]string `json:"attributes"`
 }
 
 // Number implements [proctest.Answer].

@@ -123,7 +123,8 @@ func open(
 	for _, opt := range opts {
 		opt(&o)
 	}
-	c := &Client{captain: captain, machine: machine, find: find, mayHost: !o.withoutOfficer && captain.Ref().NodeRef().GetHost() != nil, start: time.Now(), views: make(map[string]*view)}
+	c := &Client{captain: captain, machine: machine, find: find, start: time.Now(), views: make(map[string]*view)}
+	c.mayHost = !o.withoutOfficer && captain.Ref().NodeRef().GetHost() != nil
 	c.life, c.end = context.WithCancel(context.Background())
 	c.background.Go(c.watchCaptain)
 	res, err := c.locate(ctx)
