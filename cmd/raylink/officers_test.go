@@ -15,8 +15,8 @@ import (
 	"github.com/raylink/raylink/internal/proctest"
 )
 
-// The captain of a Brain in a process of its own creates an officer where an agent has joined, again
-// when it is restarted, and the tree shows the machines.
+// The captain of a Brain in a process of its own creates an officer where an agent has joined, and
+// another one when it is restarted. The tree shows the machines.
 func TestOfficerOnAnAgentsMachine(t *testing.T) {
 	network := nettest.New(t, 2)
 	head, other := network.Machines[0], network.Machines[1]

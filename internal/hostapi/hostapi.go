@@ -65,8 +65,8 @@ type Functions[Host, Options, Option, NodeType any] struct {
 	// CloseMachine stops all processes that a host has launched for hosts on other machines, and
 	// launches no more of them. Those that have not ended when ctx does are killed.
 	CloseMachine func(ctx context.Context, h Host) error
-	// WatchMachines calls each with all machines of the system of the node whose code runs with ctx:
-	// at first, and whenever one has joined, left or changed. While Brain is away it waits. It
+	// WatchMachines calls each with all machines of a system, that of the node whose code runs with
+	// ctx: at first, and whenever one has joined, left or changed. While Brain is away it waits. It
 	// returns when ctx ends, with nil. The machines must not be modified.
 	WatchMachines func(ctx context.Context, each func(machines []*brainv1.MachineUse)) error
 	// DeclaredDead returns a channel that is closed when Brain has declared nodes of the host dead.

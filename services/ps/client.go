@@ -91,8 +91,8 @@ type OpenOption func(*openOptions)
 
 type openOptions struct{ withoutOfficer bool }
 
-// WithoutOfficer has this process never host the officer of its machine, nor wait for it. It uses the
-// one that another process hosts, if there is one. This is for processes that end soon.
+// WithoutOfficer has this process never host the officer of its machine, nor wait for it. It uses
+// the one that another process hosts, if there is one. This is for processes that end soon.
 func WithoutOfficer() OpenOption { return func(o *openOptions) { o.withoutOfficer = true } }
 
 // recheckInterval is how long the result of the last check for an officer is reused.

@@ -148,8 +148,8 @@ func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine
 	}
 }
 
-// claim is the right of this process to host a machine's officer, and its copy: no other process has
-// it.
+// claim is the right of this process to host a machine's officer, and its copy. No other process
+// has it.
 type claim struct {
 	captainNID, machine string
 	// others is locked by all processes that host the officer or wait for that.
