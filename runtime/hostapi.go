@@ -20,6 +20,7 @@ func init() { //nolint:gochecknoinits // hostapi cannot import this package
 		SuperviseNode:  superviseNode,
 		Machine:        func(h *Host) *machinev1.Machine { return h.machines.declared },
 		CloseMachine:   func(ctx context.Context, h *Host) error { return h.machines.close(ctx) },
+		WatchMachines:  watchMachines,
 		DeclaredDead:   func(h *Host) <-chan struct{} { return h.declaredDead },
 	})
 }

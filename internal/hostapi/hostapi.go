@@ -1,6 +1,7 @@
 // Package hostapi has the part of package runtime's API that makes hosts. It is for the front doors
-// (packages raylink and join, by way of internal/assemble) and for tests. Package runtime does not
-// export it, so that its documentation has only what nodes and their callers use.
+// (packages raylink and join, by way of internal/assemble), for the parameter server, which follows
+// the machines of its system, and for tests. Package runtime does not export it, so that its
+// documentation has only what nodes and their callers use.
 //
 // Package runtime imports this package and assigns the functions during initialization, as package
 // grpc does with its own package internal. Here, the types of package runtime are type parameters:
@@ -17,6 +18,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime/launch"
@@ -63,6 +65,10 @@ type Functions[Host, Options, Option, NodeType any] struct {
 	// CloseMachine stops all processes that a host has launched for hosts on other machines, and
 	// launches no more of them. Those that have not ended when ctx does are killed.
 	CloseMachine func(ctx context.Context, h Host) error
+	// WatchMachines calls each with all machines of a system, that of the node whose code runs with
+	// ctx: at first, and whenever one has joined, left or changed. While Brain is away it waits. It
+	// returns when ctx ends, with nil. The machines must not be modified.
+	WatchMachines func(ctx context.Context, each func(machines []*brainv1.MachineUse)) error
 	// DeclaredDead returns a channel that is closed when Brain has declared nodes of the host dead.
 	DeclaredDead func(h Host) <-chan struct{}
 }

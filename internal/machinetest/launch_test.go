@@ -17,6 +17,8 @@ import (
 
 func isAlive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
+func kill(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) }
+
 // One gang over three machines: each node runs where Brain has placed it, is called from the
 // driver, prints at the driver, and ends with its stop.
 func TestNodesRunOnOtherMachines(t *testing.T) {

@@ -150,7 +150,7 @@ type order struct {
 	// ID is repeated in the answer.
 	ID int    `json:"id"`
 	Do string `json:"do"`
-	// N nodes are created.
+	// N nodes are created, or N rows are written.
 	N int `json:"n"`
 	// Resources, as text, and Labels are what each requires.
 	Resources string            `json:"resources"`
@@ -166,7 +166,7 @@ type order struct {
 	Exit     bool          `json:"exit"`
 	Wait     time.Duration `json:"wait"`
 	Children uint32        `json:"children"`
-	// Path is that of the node to call or to stop.
+	// Path is that of the node to call or to stop, or which uses a service; empty for the driver.
 	Path string `json:"path"`
 	// Milliseconds bound the operation; the default is proctest.Patience.
 	Milliseconds int `json:"milliseconds"`
@@ -190,7 +190,9 @@ type answer struct {
 	Code  string `json:"code,omitempty"`
 	Nodes []node `json:"nodes,omitempty"`
 	Sum   int64  `json:"sum,omitempty"`
-	// Line is a line of output of the node with the path Line's From.
+	// Mapped is set if a service's files were used in place.
+	Mapped bool `json:"mapped,omitempty"`
+	// Line is a line of output of the node with the path From, or pulled parameters.
 	From string `json:"from,omitempty"`
 	Line string `json:"line,omitempty"`
 	// Run is the driver's run directory.
@@ -300,6 +302,13 @@ func execute(rt *raylink.Runtime, o order) (a answer, err error) {
 			a.Nodes = append(a.Nodes, described(rec))
 		}
 		return a, err
+	case "create replay":
+		return a, createReplay(ctx, rt)
+	case "push", "pull", "officers", "count", "rows":
+		if o.Path != "" {
+			return useAt(ctx, rt, o)
+		}
+		return use(ctx, rt, o)
 	case "run":
 		a.Run = rt.RunDirectory().Path()
 		return a, nil

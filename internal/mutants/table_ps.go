@@ -130,7 +130,7 @@ func ofOfficers() []Mutant {
 		{
 			Name: "ps/no-process-takes-over",
 			Edit: Edit{
-				File: "services/ps/hosting.go", Func: "hosting.run",
+				File: "services/ps/hosting.go", Func: "claimCopy",
 				Original: "rundir.AcquireLock(ctx, path)", Mutated: "rundir.TryLock(path)",
 			},
 			Package: processes, Test: "TestSecondProcessTakesOver", Prints: `has not taken over|does not know the next officer`,
@@ -138,8 +138,8 @@ func ofOfficers() []Mutant {
 		{
 			Name: "ps/files-go-with-the-process-that-hosts-them",
 			Edit: Edit{
-				File: "services/ps/hosting.go", Func: "hosting.run",
-				Original: "o.close(isAlone(others))", Mutated: "o.close(true)",
+				File: "services/ps/hosting.go", Func: "claim.release",
+				Original: "o.close(remove && isAlone(c.others))", Mutated: "o.close(remove)",
 			},
 			// The reader takes the removal for what it is.
 			Also: []Edit{{

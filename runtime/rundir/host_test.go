@@ -180,7 +180,7 @@ func TestMakerSurvivesAnEarlySweeper(t *testing.T) {
 	for range 300 {
 		host, err := NewHost(base)
 		if assert.NoError(t, err) {
-			assert.True(t, Proves(host.Path(), host.Nonce()))
+			assert.True(t, Proves("", host.Path(), host.Nonce()))
 			assert.NoError(t, host.Close())
 		}
 	}
@@ -195,18 +195,21 @@ func TestNonceProvesASharedFileSystem(t *testing.T) {
 	other, err := NewHost(base)
 	require.NoError(t, err)
 	require.NotEqual(t, host.Nonce(), other.Nonce())
-	assert.True(t, Proves(host.Path(), host.Nonce()))
-	assert.False(t, Proves(host.Path(), other.Nonce()))
-	assert.False(t, Proves(host.Path(), ""))
-	assert.False(t, Proves(host.Path(), host.Nonce()[:10]))
-	assert.False(t, Proves(host.Path(), host.Nonce()+"0"))
-	assert.False(t, Proves(base, host.Nonce()))
-	assert.False(t, Proves("", host.Nonce()))
-	assert.False(t, Proves(filepath.Join(base, "nowhere"), host.Nonce()))
+	assert.True(t, Proves("", host.Path(), host.Nonce()))
+	assert.False(t, Proves("", host.Path(), other.Nonce()))
+	assert.False(t, Proves("", host.Path(), ""))
+	assert.False(t, Proves("", host.Path(), host.Nonce()[:10]))
+	assert.False(t, Proves("", host.Path(), host.Nonce()+"0"))
+	assert.False(t, Proves("", base, host.Nonce()))
+	assert.False(t, Proves("", "", host.Nonce()))
+	assert.False(t, Proves("", filepath.Join(base, "nowhere"), host.Nonce()))
+	t.Setenv(MachineEnv, "here")
+	assert.True(t, Proves("here", host.Path(), host.Nonce()))
+	assert.False(t, Proves("there", host.Path(), host.Nonce()), "a file system that machines share is no shared memory")
 	t.Chdir(base)
-	assert.False(t, Proves(filepath.Base(host.Path()), host.Nonce()), "a relative path means something else elsewhere")
+	assert.False(t, Proves("", filepath.Base(host.Path()), host.Nonce()), "a relative path means something else elsewhere")
 	require.NoError(t, host.Close())
-	assert.False(t, Proves(host.Path(), host.Nonce()))
+	assert.False(t, Proves("", host.Path(), host.Nonce()))
 	require.NoError(t, other.Close())
 }
 
@@ -238,7 +241,7 @@ func TestHostileDirectoriesProveNothing(t *testing.T) {
 			require.NoError(t, os.WriteFile(filepath.Join(base, "real"), []byte(nonce), 0o600))
 			require.NoError(t, os.Mkdir(dir, 0o700))
 			require.NoError(t, place(dir, filepath.Join(dir, nonceFile)))
-			assert.False(t, Proves(dir, nonce))
+			assert.False(t, Proves("", dir, nonce))
 		})
 	}
 	t.Run("reached by a link", func(t *testing.T) {
@@ -246,7 +249,7 @@ func TestHostileDirectoriesProveNothing(t *testing.T) {
 		host, err := NewHost(base)
 		require.NoError(t, err)
 		require.NoError(t, os.Symlink(host.Path(), filepath.Join(base, "link")))
-		assert.False(t, Proves(filepath.Join(base, "link"), host.Nonce()))
+		assert.False(t, Proves("", filepath.Join(base, "link"), host.Nonce()))
 		require.NoError(t, host.Close())
 	})
 }

@@ -30,3 +30,14 @@ func Machine() (string, error) {
 	sum := sha256.Sum256([]byte(strings.Join(facts, "\n")))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:10], nil
 }
+
+// IsElsewhere reports whether a name is that of another machine than this one. What is there must
+// not be mapped, even where both machines share a file system: their memory is not the same, and
+// a process there can die unnoticed. An unknown machine, with an empty name, may be this one.
+func IsElsewhere(machine string) bool {
+	if machine == "" {
+		return false
+	}
+	here, err := Machine()
+	return err != nil || here != machine
+}

@@ -68,7 +68,7 @@ func play(what string) error {
 			if err := SweepHosts(arg); err != nil {
 				return err
 			}
-			if !Proves(host.Path(), host.Nonce()) {
+			if !Proves("", host.Path(), host.Nonce()) {
 				return errors.New("my own directory is not there")
 			}
 			if i%2 == 0 {

@@ -14,11 +14,12 @@ const (
 )
 
 // Proves reports whether dir is a host directory with this nonce, and so whether the peer that sent
-// both can share files and sockets with this process. Neither is trusted: a dir that is not private
+// both can share files, memory and sockets with this process. machine is the peer's: nothing is
+// shared with one that [IsElsewhere]. Neither dir nor nonce is trusted: a dir that is not private
 // to this user proves nothing, nor does a nonce file that is not a small regular file, and symbolic
 // links are not followed in either.
-func Proves(dir, nonce string) bool {
-	if !filepath.IsAbs(dir) || len(nonce) < minNonce || len(nonce) > maxNonce || checkPrivate(dir) != nil {
+func Proves(machine, dir, nonce string) bool {
+	if IsElsewhere(machine) || !filepath.IsAbs(dir) || len(nonce) < minNonce || len(nonce) > maxNonce || checkPrivate(dir) != nil {
 		return false
 	}
 	// Opening neither blocks on a named pipe, nor follows a link, nor acquires a controlling

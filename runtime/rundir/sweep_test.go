@@ -69,7 +69,7 @@ func sweepAtOnce(base string, n int) error {
 func verify(base string, living []*Host, clean bool) error {
 	var paths []string
 	for _, host := range living {
-		if !Proves(host.Path(), host.Nonce()) {
+		if !Proves("", host.Path(), host.Nonce()) {
 			return fmt.Errorf("the directory of a living host is gone: %s", host.Path())
 		}
 		paths = append(paths, host.Path())

@@ -54,7 +54,10 @@ type captain struct {
 	tags map[string]*tagRecord
 	// sessions are those of the officers on other machines, in the order in which they enlisted.
 	sessions []*session
-	// changed is closed, and replaced, when an officer has stored a version or has left.
+	// making are the other machines for which the captain has created officers or is creating them.
+	making map[string]*making
+	// changed is closed, and replaced, when an officer has stored a version or has left, or a
+	// machine has.
 	changed chan struct{}
 }
 
@@ -82,7 +85,7 @@ const enlistGrace = 3 * time.Second
 func newCaptain(config *psv1.CaptainConfig, machine string, home *officer, log *slog.Logger) *captain {
 	c := &captain{
 		home: home, machine: machine, log: log, maxOfficers: int(config.GetMaxOfficers()), chainAbove: config.GetChainAbove(),
-		tags: make(map[string]*tagRecord), changed: make(chan struct{}),
+		tags: make(map[string]*tagRecord), making: make(map[string]*making), changed: make(chan struct{}),
 	}
 	if c.maxOfficers == 0 {
 		c.maxOfficers = defaultMaxOfficers

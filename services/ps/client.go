@@ -36,8 +36,9 @@ type Client struct {
 	captain *psv1raylink.Captain
 	machine string
 	// find returns the handle of an officer.
-	find  func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error)
-	leave func() // ends the hosting of the machine's officer; nil without one
+	find func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error)
+	// mayHost is set if this process may host the machine's officer.
+	mayHost bool
 
 	// life ends when the client is closed; background are its goroutines.
 	life       context.Context //nolint:containedctx // the client's life is this context
@@ -58,6 +59,7 @@ type Client struct {
 	mu     sync.Mutex
 	closed bool
 	views  map[string]*view
+	leave  func() // ends the hosting of the machine's officer; nil without one
 }
 
 // view is what a client knows of a tag.
@@ -89,8 +91,8 @@ type OpenOption func(*openOptions)
 
 type openOptions struct{ withoutOfficer bool }
 
-// WithoutOfficer has this process never host the officer of its machine. It uses the one that
-// another process hosts, if there is one. This is for processes that end soon.
+// WithoutOfficer has this process never host the officer of its machine, nor wait for it. It uses
+// the one that another process hosts, if there is one. This is for processes that end soon.
 func WithoutOfficer() OpenOption { return func(o *openOptions) { o.withoutOfficer = true } }
 
 // recheckInterval is how long the result of the last check for an officer is reused.
@@ -99,9 +101,9 @@ const recheckInterval = 200 * time.Millisecond
 // officerWait bounds how long Open waits for the machine's first officer.
 const officerWait = 2 * time.Second
 
-// Open returns a client for a captain. If this machine has no officer of the captain, this process
-// hosts it from now on, until its last client is closed, and Open waits until it has enlisted. The
-// caller must Close the client.
+// Open returns a client for a captain. If this machine has no officer of the captain, and the
+// captain creates none, this process hosts it from now on, until its last client is closed. Open
+// waits until the officer has enlisted, two seconds at most. The caller must Close the client.
 func Open(ctx context.Context, captain *psv1raylink.Captain, opts ...OpenOption) (*Client, error) {
 	machine, err := rundir.Machine()
 	if err != nil {
@@ -122,14 +124,14 @@ func open(
 		opt(&o)
 	}
 	c := &Client{captain: captain, machine: machine, find: find, start: time.Now(), views: make(map[string]*view)}
+	c.mayHost = !o.withoutOfficer && captain.Ref().NodeRef().GetHost() != nil
 	c.life, c.end = context.WithCancel(context.Background())
 	c.background.Go(c.watchCaptain)
 	res, err := c.locate(ctx)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open parameter server %s: %w", captain, err), c.Close())
 	}
-	if machine != res.GetHome() && res.GetWanted() && !o.withoutOfficer && captain.Ref().NodeRef().GetHost() != nil {
-		c.leave = processHostings.join(captain, machine, res.GetConfig())
+	if c.mayHost && (res.GetWanted() || res.GetComing()) {
 		if err := c.awaitOfficer(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("open parameter server %s: %w", captain, err), c.Close())
 		}
@@ -197,6 +199,7 @@ func (c *Client) Close() error {
 	f := c.files.Swap(nil)
 	views := c.views
 	c.views = nil
+	leave := c.leave
 	c.mu.Unlock()
 	c.end()
 	c.background.Wait()
@@ -204,8 +207,8 @@ func (c *Client) Close() error {
 		v.setFetched(nil)
 	}
 	err := f.close()
-	if c.leave != nil {
-		c.leave()
+	if leave != nil {
+		leave()
 	}
 	return err
 }
@@ -377,7 +380,7 @@ func (c *Client) recheck(f *files) {
 }
 
 // locate gets the machine's officer from the captain, and maps its files if its nonce is found in
-// its directory.
+// its directory. If there is to be one that this process may host, it begins to host it.
 func (c *Client) locate(ctx context.Context) (*psv1.LocateResponse, error) {
 	res, err := c.captain.Locate(ctx, &psv1.LocateRequest{Machine: c.machine})
 	if err != nil {
@@ -389,11 +392,14 @@ func (c *Client) locate(ctx context.Context) (*psv1.LocateResponse, error) {
 	if c.closed {
 		return nil, ErrClosed
 	}
+	if c.mayHost && res.GetWanted() && c.leave == nil {
+		c.leave = processHostings.join(c.captain, c.machine, res.GetConfig())
+	}
 	before := c.files.Load()
 	switch {
 	case d == nil && before != nil:
 		return res, nil // its officer is about to enlist again, or another to take over
-	case !rundir.Proves(d.GetDirectory(), d.GetNonce()):
+	case !rundir.Proves(d.GetMachine(), d.GetDirectory(), d.GetNonce()):
 		c.files.Store(nil)
 	case before != nil && before.directory == d.GetDirectory() && before.nonce == d.GetNonce() &&
 		before.officer != nil && before.officer.Ref().NID() == res.GetOfficer().GetNid():

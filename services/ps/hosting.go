@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"golang.org/x/sys/unix"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
@@ -117,36 +118,20 @@ func (h *hostings) join(captain *psv1raylink.Captain, machine string, config *ps
 
 // run hosts the officer, until ctx ends or the captain has ended for good.
 func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine string, config *psv1.CaptainConfig) {
-	nid := captain.Ref().NID()
-	name := copyName(nid, machine)
-	path, err := copyRecord(name)
-	var others *os.File
-	if err == nil {
-		others, err = shareLock(name)
-	}
+	held, err := claimCopy(ctx, captain.Ref().NID(), machine)
 	if err != nil {
-		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
-		return
-	}
-	defer unshare(others)
-	lock, err := rundir.AcquireLock(ctx, path)
-	if err != nil {
-		return
-	}
-	defer func() { _ = lock.Release() }()
-	// The last process of the machine removes the files; until then the next one takes them over.
-	defer func() {
-		if o := hostedCopies.get(nid, machine); o != nil {
-			hostedCopies.remove(nid, o)
-			_ = o.close(isAlone(others))
+		if ctx.Err() == nil {
+			slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
 		}
-	}()
-	previous := previousDirectory(path) // of the process that held the lock before, and has died
+		return
+	}
+	// The last process of the machine removes the files; until then the next one takes them over.
+	defer func() { _ = held.release(true) }()
 	pause := backoff.Backoff{First: firstPause, Max: maxPause}
 	for ctx.Err() == nil && !endedForGood(captain.Ref()) {
 		began := time.Now()
 		err := k.serve(ctx, captain, &psv1.OfficerConfig{
-			Captain: config, Machine: machine, CaptainRef: captain.Ref().NodeRef(), Directory: previous,
+			Captain: config, Machine: machine, CaptainRef: captain.Ref().NodeRef(), Directory: held.previous,
 		})
 		if errors.Is(err, runtime.ErrClosed) {
 			return // the process's runtime was closed before its client
@@ -161,6 +146,70 @@ func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine
 			return
 		}
 	}
+}
+
+// claim is the right of this process to host a machine's officer, and its copy. No other process
+// has it.
+type claim struct {
+	captainNID, machine string
+	// others is locked by all processes that host the officer or wait for that.
+	others *os.File
+	lock   *rundir.Lock
+	// previous is the directory of the process that had the claim before and has died, or empty.
+	previous string
+}
+
+// claimCopy waits for the claim.
+func claimCopy(ctx context.Context, captainNID, machine string) (*claim, error) {
+	name := copyName(captainNID, machine)
+	path, err := copyRecord(name)
+	if err != nil {
+		return nil, err
+	}
+	others, err := shareLock(name)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := rundir.AcquireLock(ctx, path)
+	if err != nil {
+		unshare(others)
+		return nil, err
+	}
+	return &claim{captainNID: captainNID, machine: machine, others: others, lock: lock, previous: previousDirectory(path)}, nil
+}
+
+// release closes the copy, if this process has opened it, and gives the claim to the next process
+// that waits. If remove is set and none waits, the files are removed.
+func (c *claim) release(remove bool) error {
+	defer unshare(c.others)
+	var err error
+	if o := hostedCopies.get(c.captainNID, c.machine); o != nil {
+		hostedCopies.remove(c.captainNID, o)
+		err = o.close(remove && isAlone(c.others))
+	}
+	return errors.Join(err, c.lock.Release())
+}
+
+// claimWait bounds how long a process that was started for an officer waits for the claim: the one
+// of the officer before may be about to end.
+const claimWait = 2 * time.Second
+
+// claimForNode is claimCopy for an officer in a process of its own. The claim ends with the node.
+func claimForNode(ctx context.Context, self *runtime.Node, captain runtime.Ref, machine string) (*claim, error) {
+	wait, cancel := context.WithTimeout(ctx, claimWait)
+	defer cancel()
+	held, err := claimCopy(wait, captain.NID(), machine)
+	if err != nil && ctx.Err() == nil && wait.Err() != nil {
+		return nil, connect.Errorf(connect.CodeAlreadyExists, "another process hosts the officer of machine %s", machine).WithCause(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	self.OnStop(func(context.Context) error {
+		// The next incarnation of a captain that restarts creates an officer for the same files.
+		return held.release(!captain.Record().GetRestarts())
+	})
+	return held, nil
 }
 
 // copyRecord returns the path of the file that names the directory of a machine's copy, for the

@@ -20,6 +20,7 @@ import (
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/services/ps/store"
 )
 
@@ -29,6 +30,8 @@ type officer struct {
 	psv1raylink.UnimplementedOfficerNode
 
 	machine string
+	// host is the machine of this process: machine, but in tests.
+	host string
 	// home is set for the copy of the captain's own machine. The captain publishes in it.
 	home   bool
 	config *psv1.CaptainConfig
@@ -93,12 +96,16 @@ func copyDirectory(self *runtime.Node, config *psv1.CaptainConfig, captainNID, m
 
 // openCopy creates a machine's copy, or takes it over from a process that has died.
 func openCopy(directory, machine string, config *psv1.CaptainConfig, log *slog.Logger) (*officer, error) {
+	host, err := rundir.Machine()
+	if err != nil {
+		return nil, err
+	}
 	s, err := store.Open(directory, options(config))
 	if err != nil {
 		return nil, err
 	}
 	o := &officer{
-		machine: machine, config: config, store: s, nonce: newToken(), log: log, tags: make(map[string]*tagFetches),
+		machine: machine, host: host, config: config, store: s, nonce: newToken(), log: log, tags: make(map[string]*tagFetches),
 		changed: make(chan struct{}), stored: make(map[string]*psv1.Version), reports: make(chan struct{}, 1),
 	}
 	path := filepath.Join(directory, nonceFile)
@@ -323,7 +330,7 @@ func (o *officer) Directory(context.Context, *psv1.DirectoryRequest) (*psv1.Dire
 }
 
 func (o *officer) directory() *psv1.DirectoryResponse {
-	return &psv1.DirectoryResponse{Directory: o.store.Directory(), Nonce: o.nonce}
+	return &psv1.DirectoryResponse{Directory: o.store.Directory(), Nonce: o.nonce, Machine: o.host}
 }
 
 // enlist holds the session with the captain. It is opened again whenever it has ended, until the

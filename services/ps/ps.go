@@ -3,8 +3,9 @@
 //
 // Its entrance is the captain. It assigns each push the next version of its tag. An officer keeps
 // one machine's copy of the parameters in mapped files (see package store for their guarantees).
-// The captain's process hosts the officer of its own machine; on another machine the first process
-// that opens a client hosts it, and the next one when that process dies.
+// The captain's process hosts the officer of its own machine. On each machine that has an agent the
+// captain creates the officer, in a process of its own; on another machine the first process that
+// opens a client hosts it, and the next one when that process dies.
 //
 // [Open] returns a client for a captain. On a machine with an officer it reads the files in place,
 // detects a new version by loading one word of memory, and writes what it pushes into the officer's
@@ -83,6 +84,7 @@ func Type() runtime.NodeType {
 			c.homeRef = officer.Ref().NodeRef()
 			self.Go(home.maintain)
 			self.Go(c.confirmHome)
+			self.Go(func(ctx context.Context) error { return c.makeOfficers(ctx, createBelow(self, config)) })
 			return c, nil
 		})
 }
@@ -90,15 +92,25 @@ func Type() runtime.NodeType {
 // OfficerType returns the node type "officer". Officers are created by captains and clients.
 func OfficerType() runtime.NodeType {
 	return psv1raylink.OfficerType(
-		func(_ context.Context, self *runtime.Node, config *psv1.OfficerConfig) (psv1raylink.OfficerNode, error) {
+		func(ctx context.Context, self *runtime.Node, config *psv1.OfficerConfig) (psv1raylink.OfficerNode, error) {
 			captainNID := config.GetCaptainRef().GetNid()
 			o := hostedCopies.get(captainNID, config.GetMachine())
 			if o != nil && o.home {
 				return o, nil
 			}
+			captain, err := psv1raylink.CaptainFrom(self, config.GetCaptainRef())
+			if err != nil {
+				return nil, err
+			}
+			dir := config.GetDirectory()
+			if config.GetOwnProcess() {
+				held, err := claimForNode(ctx, self, captain.Ref(), config.GetMachine())
+				if err != nil {
+					return nil, err
+				}
+				dir = held.previous
+			}
 			if o == nil {
-				var err error
-				dir := config.GetDirectory()
 				if dir == "" {
 					dir = copyDirectory(self, config.GetCaptain(), captainNID, config.GetMachine())
 				}
@@ -109,10 +121,6 @@ func OfficerType() runtime.NodeType {
 					return nil, err
 				}
 				hostedCopies.add(captainNID, o)
-			}
-			captain, err := psv1raylink.CaptainFrom(self, config.GetCaptainRef())
-			if err != nil {
-				return nil, err
 			}
 			o.mu.Lock()
 			o.find = func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error) { return psv1raylink.OfficerFrom(self, ref) }

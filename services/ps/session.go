@@ -303,10 +303,15 @@ func (c *captain) Locate(_ context.Context, req *psv1.LocateRequest) (*psv1.Loca
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	res.Wanted = len(c.sessions) < c.maxOfficers
+	if m := c.making[req.GetMachine()]; m != nil && m.active {
+		res.Coming = true
+	} else {
+		res.Wanted = c.hasRoom()
+	}
 	for _, s := range c.sessions {
 		if s.hello.GetMachine() == req.GetMachine() {
-			res.Officer, res.Directory, res.Wanted = s.hello.GetOfficer(), s.hello.GetDirectory(), true
+			res.Officer, res.Directory = s.hello.GetOfficer(), s.hello.GetDirectory()
+			res.Wanted = !res.GetComing()
 		}
 	}
 	return res, nil

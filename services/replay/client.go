@@ -10,6 +10,7 @@ import (
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
@@ -93,9 +94,12 @@ func OpenClient(ctx context.Context, handle *replayv1raylink.Replay) (*Client, e
 	return c, nil
 }
 
-// mapRing maps the ring of a description. It returns nil if that fails, which is not an error:
-// whatever the reason, the client can go through the node.
+// mapRing maps the ring of a description. It returns nil if the ring is on another machine, or if
+// mapping fails, which is not an error: whatever the reason, the client can go through the node.
 func mapRing(description *replayv1.DescribeResponse) *mapping {
+	if rundir.IsElsewhere(description.GetMachine()) {
+		return nil
+	}
 	id, err := ring.ParseID(description.GetRingId())
 	if err != nil {
 		return nil

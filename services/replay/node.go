@@ -16,6 +16,7 @@ import (
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
 	tensorv1 "github.com/raylink/raylink/gen/raylink/tensor/v1"
+	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
@@ -72,10 +73,14 @@ func (n *node) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.D
 	if err != nil {
 		return nil, connectError(err)
 	}
+	machine, err := rundir.Machine()
+	if err != nil {
+		return nil, err
+	}
 	return &replayv1.DescribeResponse{
 		Columns: cloneColumns(n.columns), Capacity: stats.Capacity, File: n.ring.Path(), RingId: n.ring.ID().String(),
 		Written: stats.Written, Rows: stats.Readable, Tables: n.tables.configs,
-		Restored: n.restored.Load(),
+		Restored: n.restored.Load(), Machine: machine,
 	}, nil
 }
 

@@ -199,7 +199,9 @@ type OfficerConfig struct {
 	// The captain that the officer enlists with.
 	CaptainRef *v1.NodeRef `protobuf:"bytes,3,opt,name=captain_ref,json=captainRef,proto3" json:"captain_ref,omitempty"`
 	// The directory of the files of the machine's previous officer, which this one takes over.
-	Directory     string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
+	Directory string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
+	// The officer was created by the captain, in a process of its own.
+	OwnProcess    bool `protobuf:"varint,5,opt,name=own_process,json=ownProcess,proto3" json:"own_process,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +262,13 @@ func (x *OfficerConfig) GetDirectory() string {
 		return x.Directory
 	}
 	return ""
+}
+
+func (x *OfficerConfig) GetOwnProcess() bool {
+	if x != nil {
+		return x.OwnProcess
+	}
+	return false
 }
 
 // Version describes one push of a tag.
@@ -1686,12 +1695,14 @@ type LocateResponse struct {
 	Officer *v1.NodeRef `protobuf:"bytes,1,opt,name=officer,proto3" json:"officer,omitempty"`
 	// The result of the officer's Directory method.
 	Directory *DirectoryResponse `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
-	// Whether a process on the machine may host an officer, if it has none.
+	// Whether a process on the machine may host an officer, if it has none and none is coming.
 	Wanted bool `protobuf:"varint,3,opt,name=wanted,proto3" json:"wanted,omitempty"`
 	// The captain's configuration, for that officer.
 	Config *CaptainConfig `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
 	// The captain's machine.
-	Home          string `protobuf:"bytes,5,opt,name=home,proto3" json:"home,omitempty"`
+	Home string `protobuf:"bytes,5,opt,name=home,proto3" json:"home,omitempty"`
+	// The captain is creating an officer for the machine.
+	Coming        bool `protobuf:"varint,6,opt,name=coming,proto3" json:"coming,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1759,6 +1770,13 @@ func (x *LocateResponse) GetHome() string {
 		return x.Home
 	}
 	return ""
+}
+
+func (x *LocateResponse) GetComing() bool {
+	if x != nil {
+		return x.Coming
+	}
+	return false
 }
 
 type ListOfficersRequest struct {
@@ -2236,7 +2254,9 @@ type DirectoryResponse struct {
 	Directory string `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
 	// The content of the file `nonce` in it: a process that finds it there shares the officer's file
 	// system.
-	Nonce         string `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Nonce string `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// The machine of the officer's process. Clients on other machines do not map the files.
+	Machine       string `protobuf:"bytes,3,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2281,6 +2301,13 @@ func (x *DirectoryResponse) GetDirectory() string {
 func (x *DirectoryResponse) GetNonce() string {
 	if x != nil {
 		return x.Nonce
+	}
+	return ""
+}
+
+func (x *DirectoryResponse) GetMachine() string {
+	if x != nil {
+		return x.Machine
 	}
 	return ""
 }
@@ -2528,13 +2555,15 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\x0fmax_total_bytes\x18\x05 \x01(\x04R\rmaxTotalBytes\x12!\n" +
 	"\fmax_officers\x18\x06 \x01(\rR\vmaxOfficers\x12\x1f\n" +
 	"\vchain_above\x18\a \x01(\x04R\n" +
-	"chainAbove\"\xba\x01\n" +
+	"chainAbove\"\xdb\x01\n" +
 	"\rOfficerConfig\x126\n" +
 	"\acaptain\x18\x01 \x01(\v2\x1c.raylink.ps.v1.CaptainConfigR\acaptain\x12\x18\n" +
 	"\amachine\x18\x02 \x01(\tR\amachine\x129\n" +
 	"\vcaptain_ref\x18\x03 \x01(\v2\x18.raylink.node.v1.NodeRefR\n" +
 	"captainRef\x12\x1c\n" +
-	"\tdirectory\x18\x04 \x01(\tR\tdirectory\"\x98\x02\n" +
+	"\tdirectory\x18\x04 \x01(\tR\tdirectory\x12\x1f\n" +
+	"\vown_process\x18\x05 \x01(\bR\n" +
+	"ownProcess\"\x98\x02\n" +
 	"\aVersion\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
@@ -2627,13 +2656,14 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\x0eDeleteResponse\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\x04R\x04last\")\n" +
 	"\rLocateRequest\x12\x18\n" +
-	"\amachine\x18\x01 \x01(\tR\amachine\"\xe6\x01\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"\xfe\x01\n" +
 	"\x0eLocateResponse\x122\n" +
 	"\aofficer\x18\x01 \x01(\v2\x18.raylink.node.v1.NodeRefR\aofficer\x12>\n" +
 	"\tdirectory\x18\x02 \x01(\v2 .raylink.ps.v1.DirectoryResponseR\tdirectory\x12\x16\n" +
 	"\x06wanted\x18\x03 \x01(\bR\x06wanted\x124\n" +
 	"\x06config\x18\x04 \x01(\v2\x1c.raylink.ps.v1.CaptainConfigR\x06config\x12\x12\n" +
-	"\x04home\x18\x05 \x01(\tR\x04home\"\x15\n" +
+	"\x04home\x18\x05 \x01(\tR\x04home\x12\x16\n" +
+	"\x06coming\x18\x06 \x01(\bR\x06coming\"\x15\n" +
 	"\x13ListOfficersRequest\"N\n" +
 	"\x14ListOfficersResponse\x126\n" +
 	"\bofficers\x18\x01 \x03(\v2\x1a.raylink.ps.v1.OfficerInfoR\bofficers\"\xb4\x02\n" +
@@ -2667,10 +2697,11 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\x04last\x18\x03 \x01(\x04R\x04last\x12.\n" +
 	"\x06coming\x18\x04 \x03(\v2\x16.raylink.ps.v1.VersionR\x06coming\x122\n" +
 	"\asources\x18\x05 \x03(\v2\x18.raylink.node.v1.NodeRefR\asources\"\x12\n" +
-	"\x10DirectoryRequest\"G\n" +
+	"\x10DirectoryRequest\"a\n" +
 	"\x11DirectoryResponse\x12\x1c\n" +
 	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\tR\x05nonce\" \n" +
+	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x18\n" +
+	"\amachine\x18\x03 \x01(\tR\amachine\" \n" +
 	"\fWatchRequest\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\"A\n" +
 	"\rWatchResponse\x120\n" +

@@ -626,7 +626,9 @@ type DescribeResponse struct {
 	// The tables, as they were configured.
 	Tables []*TableConfig `protobuf:"bytes,7,rep,name=tables,proto3" json:"tables,omitempty"`
 	// What the replay got from a checkpoint, if it was restored.
-	Restored      *Restored `protobuf:"bytes,8,opt,name=restored,proto3" json:"restored,omitempty"`
+	Restored *Restored `protobuf:"bytes,8,opt,name=restored,proto3" json:"restored,omitempty"`
+	// The node's machine. Clients on other machines do not map the file.
+	Machine       string `protobuf:"bytes,9,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -715,6 +717,13 @@ func (x *DescribeResponse) GetRestored() *Restored {
 		return x.Restored
 	}
 	return nil
+}
+
+func (x *DescribeResponse) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
 }
 
 // Batch is a set of rows, stored by column: each tensor's first dimension is the number of rows.
@@ -3082,7 +3091,7 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\x12samples_per_insert\x18\x03 \x01(\x01R\x10samplesPerInsert\x12\x16\n" +
 	"\x06buffer\x18\x04 \x01(\x01R\x06buffer\x12\x1a\n" +
 	"\bcapacity\x18\x05 \x01(\x04R\bcapacity\"\x11\n" +
-	"\x0fDescribeRequest\"\xaf\x02\n" +
+	"\x0fDescribeRequest\"\xc9\x02\n" +
 	"\x10DescribeResponse\x123\n" +
 	"\acolumns\x18\x01 \x03(\v2\x19.raylink.tensor.v1.ColumnR\acolumns\x12\x1a\n" +
 	"\bcapacity\x18\x02 \x01(\x04R\bcapacity\x12\x12\n" +
@@ -3091,7 +3100,8 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\awritten\x18\x05 \x01(\x04R\awritten\x12\x12\n" +
 	"\x04rows\x18\x06 \x01(\x04R\x04rows\x126\n" +
 	"\x06tables\x18\a \x03(\v2\x1e.raylink.replay.v1.TableConfigR\x06tables\x127\n" +
-	"\brestored\x18\b \x01(\v2\x1b.raylink.replay.v1.RestoredR\brestored\"l\n" +
+	"\brestored\x18\b \x01(\v2\x1b.raylink.replay.v1.RestoredR\brestored\x12\x18\n" +
+	"\amachine\x18\t \x01(\tR\amachine\"l\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x123\n" +
 	"\acolumns\x18\x02 \x03(\v2\x19.raylink.tensor.v1.TensorR\acolumns\x12\x1a\n" +
