@@ -207,6 +207,12 @@ ci: ## everything that has to be green before anything lands
 demo: build ## train CartPole with the whole pipeline; SEEDS=20 prints a table, PRIORITIZED=1 samples a table of the replay, ABLATE=pull and ABLATE=replay must fail
 	$(BIN)/cartpole $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(ABLATE),--ablate=$(ABLATE)) $(if $(PRIORITIZED),--prioritized)
 
+# The programs run as they are; the test's binary makes the machines, and shows what happens.
+.PHONY: demo-machines
+demo-machines: build namespaces ## train CartPole over three machines of network namespaces (Linux, as root): learner and replay, workers, and Brain have one each
+	$(GO) test -c -o $(BIN)/demo-machines ./examples/cartpole/internal/machines
+	RAYLINK_TEST_NAMESPACES=required $(BIN)/demo-machines -test.v -test.timeout=0 -programs=$(BIN) -- --seed=$(or $(SEED),1) $(if $(PRIORITIZED),--prioritized)
+
 .PHONY: bench
 bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUNDS=1 DURATION=300ms (see bench/README.md)
 	@mkdir -p $(BIN)

@@ -24,6 +24,8 @@ type driver struct {
 	shared  *sharedMemory // nil until a scene needs it
 	stage   *storageStage // nil until a row of the storage needs it
 	replays *replayStage  // nil until a row of the replay needs it
+	// machines is nil until a row about machines needs it.
+	machines *machinesStage
 }
 
 // options are the benchmark's flags.
@@ -78,6 +80,9 @@ func (d *driver) close() error {
 	}
 	if d.replays != nil {
 		errs = append(errs, d.replays.close())
+	}
+	if d.machines != nil {
+		errs = append(errs, d.machines.close())
 	}
 	if d.brain != nil {
 		errs = append(errs, d.brain.stop())
@@ -197,6 +202,8 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 		err = d.measureStorage(ctx, r, j, system, res)
 	case r.replay.bytes != 0:
 		err = d.measureReplay(ctx, r, j, system, res)
+	case r.job.Kind.ofMachines():
+		err = d.measureMachines(ctx, r, j, system, res)
 	case r.size():
 		err = d.measureSize(ctx, r, j, process, res)
 	default:
@@ -221,6 +228,10 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 	}
 	if r.replay.bytes != 0 {
 		d.discardReplays()
+		return nil
+	}
+	if r.job.Kind.ofMachines() {
+		d.discardMachines()
 		return nil
 	}
 	d.discard(process, r.network)

@@ -51,6 +51,15 @@ const (
 	replayUpdate       kind = "update"
 	replayRemoteWrite  kind = "remote-write"
 	replayRemoteSample kind = "remote-sample"
+	// The kinds below are those of machines, and of a Brain with many.
+	machineCreate      kind = "create"
+	machineCreateLocal kind = "create here"
+	machineGang        kind = "create a gang"
+	machineProgram     kind = "send a program"
+	registered         kind = "register"
+	memoryOfNodes      kind = "memory of nodes"
+	lookedUp           kind = "look up"
+	recovered          kind = "recover"
 )
 
 // job is the work of a client.
@@ -150,6 +159,7 @@ func (l *load) run() (outcome, error) {
 	case codeNone, codeImported, codeUsed, pluginTime: // not measured by a client
 	case psPull, psPullRead, psPush, psDeliver, psSpread, psMemory, storedKeys: // likewise
 	case replayWrite, replaySample, replayBorrow, replayMixed, replayHold: // likewise
+	case machineCreate, machineCreateLocal, machineGang, machineProgram, registered, memoryOfNodes, lookedUp, recovered: // likewise
 	case replayItems, replayFewItems, replayDraw, replayUpdate, replayRemoteWrite, replayRemoteSample: // likewise
 	}
 	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)

@@ -115,7 +115,8 @@ func draw(lines []line, where, path string) error {
 
 // ofService reports whether a line is about the parameter server, the storage or the replay.
 func ofService(l line) bool {
-	return strings.HasPrefix(l.Name, psPrefix) || strings.HasPrefix(l.Name, storagePrefix) || strings.HasPrefix(l.Name, replayPrefix)
+	return strings.HasPrefix(l.Name, psPrefix) || strings.HasPrefix(l.Name, storagePrefix) || strings.HasPrefix(l.Name, replayPrefix) ||
+		strings.HasPrefix(l.Name, machinesPrefix) || strings.HasPrefix(l.Name, swarmPrefix)
 }
 
 func drawServices(values map[cell]float64, where, path string) error {

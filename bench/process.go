@@ -40,7 +40,16 @@ func spawnNotified(ctx context.Context, env []string, started func(pid int), wor
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self)
+	return spawnFile(ctx, self, env, started, words...)
+}
+
+// spawnProgram is spawn with another file, which is a copy of this executable.
+func spawnProgram(ctx context.Context, path string, env []string, words ...string) (*process, error) {
+	return spawnFile(ctx, path, env, func(int) {}, words...)
+}
+
+func spawnFile(ctx context.Context, path string, env []string, started func(pid int), words ...string) (*process, error) {
+	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = append(os.Environ(), roleEnv+"="+strings.Join(words, " "))
 	cmd.Env = append(cmd.Env, env...)
 	return spawnCommand(cmd, strings.Join(words, " "), started)

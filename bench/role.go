@@ -21,8 +21,8 @@ import (
 
 // roleEnv selects the role of a process; the driver runs without it. The value consists of words:
 // "brain"; "server" or "client", followed by a system, a network, and for a client an address; or a
-// role of the parameter server, of the storage or of the replay, see psrole.go, storagerole.go and
-// replayrole.go.
+// role of the parameter server, of the storage, of the replay or of machines, see psrole.go,
+// storagerole.go, replayrole.go and machinesrole.go.
 const roleEnv = "RAYLINK_BENCH_ROLE"
 
 // request is a message from the driver to a process, one line of JSON.
@@ -76,6 +76,9 @@ func runRole(words []string, in io.Reader, out io.Writer) error {
 	c := &driverConn{in: bufio.NewScanner(in), out: json.NewEncoder(out)}
 	if words[0] == "brain" {
 		return c.brain(ctx, cancel)
+	}
+	if strings.HasPrefix(words[0], "machines-") {
+		return c.machinesRole(ctx, cancel, words)
 	}
 	stop, err := profile(profileName(words))
 	if err != nil {

@@ -16,7 +16,7 @@ var summarySystems = []string{"raylink", "grpc-go", "connect-h1", "connect-h2c",
 // systems.
 func summarize(lines []line, where, path string) error {
 	values := make(map[cell]line)
-	var calls, parameters, storages, replays []line // the first line of each row
+	var calls, parameters, storages, replays, machines []line // the first line of each row
 	for i, l := range lines {
 		values[cell{l.Name, l.System}] = l
 		if i > 0 && lines[i-1].Name == l.Name {
@@ -29,6 +29,8 @@ func summarize(lines []line, where, path string) error {
 			storages = append(storages, l)
 		case strings.HasPrefix(l.Name, replayPrefix):
 			replays = append(replays, l)
+		case strings.HasPrefix(l.Name, machinesPrefix), strings.HasPrefix(l.Name, swarmPrefix):
+			machines = append(machines, l)
 		default:
 			calls = append(calls, l)
 		}
@@ -41,6 +43,7 @@ func summarize(lines []line, where, path string) error {
 	summarizeServices(&b, psPrefix, parameters, lines)
 	summarizeServices(&b, storagePrefix, storages, lines)
 	summarizeServices(&b, replayPrefix, replays, lines)
+	summarizeServices(&b, machinesPrefix, machines, lines)
 	return os.WriteFile(path, []byte(b.String()), 0o600)
 }
 

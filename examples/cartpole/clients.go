@@ -18,15 +18,19 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// Keys in storage.
+// Keys in storage, and their prefixes.
 const (
+	prefixRun   = "run/"
+	prefixPace  = "pace/"
+	prefixStats = "stats/"
+
 	keyConfig       = "config"
-	keyState        = "run/state"
-	keySteps        = "pace/steps"
-	keyLearnerSteps = "pace/learner-steps"
-	keyWorker       = "stats/worker-"
-	keyLearner      = "stats/learner"
-	keyExam         = "stats/exam"
+	keyState        = prefixRun + "state"
+	keySteps        = prefixPace + "steps"
+	keyLearnerSteps = prefixPace + "learner-steps"
+	keyWorker       = prefixStats + "worker-"
+	keyLearner      = prefixStats + "learner"
+	keyExam         = prefixStats + "exam"
 )
 
 // tableTransitions is the replay's table in which each row is an item, if they are prioritized.
@@ -90,6 +94,20 @@ func openParameters(ctx context.Context, from runtime.Finder, opts ...ps.OpenOpt
 		return nil, err
 	}
 	return ps.Open(ctx, captain, opts...)
+}
+
+// forget removes what an earlier run in the same system has left in storage.
+func forget(ctx context.Context, store *storage.Client) error {
+	var left []storage.Op
+	for _, prefix := range []string{prefixRun, prefixPace, prefixStats} {
+		for entry, err := range store.All(ctx, prefix) {
+			if err != nil {
+				return err
+			}
+			left = append(left, storage.DeleteOp(entry.GetKey()))
+		}
+	}
+	return store.Batch(ctx, left...)
 }
 
 // running reports whether the run is still in progress.

@@ -49,7 +49,12 @@ func run(ctx context.Context) error {
 	cut := flag.String("ablate", "", "disable one link, pull or replay, to show that learning needs it")
 	limit := flag.Duration("limit", config.GetLimit().AsDuration(), "time limit of a run, from its first environment step")
 	prioritized := flag.Bool("prioritized", false, "sample transitions by how much there is to learn from them, instead of uniformly")
+	workers := flag.Uint("workers", uint(config.GetWorkers()), "number of workers")
 	flag.Parse()
+	if *workers < 1 || *workers > 1024 {
+		return fmt.Errorf("invalid value %d of -workers: use 1 to 1024", *workers)
+	}
+	config.Workers = uint32(*workers)
 	if *prioritized {
 		config.Learning.Priorities = defaultPriorities()
 	}

@@ -20,10 +20,14 @@ type manager struct {
 	config *cartpolev1.RunConfig
 }
 
-// newManager stores the configuration, which every node of the run reads.
+// newManager stores the configuration, which every node of the run reads, and removes what an
+// earlier run in the same system has left.
 func newManager(ctx context.Context, self *runtime.Node, config *cartpolev1.ManagerConfig) (cartpolev1raylink.ManagerNode, error) {
 	store, err := openStorage(ctx, self)
 	if err != nil {
+		return nil, err
+	}
+	if err := forget(ctx, store); err != nil {
 		return nil, err
 	}
 	_, err = storage.PutMessage(ctx, store, keyConfig, config.GetRun())
@@ -39,7 +43,9 @@ func (m *manager) Train(ctx context.Context, _ *cartpolev1.TrainRequest) (*cartp
 		config.Tables = append(config.Tables,
 			replay.Table(tableTransitions, replay.Prioritized(p.GetExponent()), replay.MaxItems(config.GetCapacity())))
 	}
-	buffer, err := replayv1raylink.CreateReplay(ctx, m.self, config)
+	buffer, err := preferring("trainer", runtime.Resources{}, func(opts ...runtime.CreateOption) (*replayv1raylink.Replay, error) {
+		return replayv1raylink.CreateReplay(ctx, m.self, config, opts...)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
@@ -82,23 +81,21 @@ func (r *runner) Run(ctx context.Context, _ *cartpolev1.RunRequest) (*cartpolev1
 	return res, nil
 }
 
-// create creates the learner, which pushes the initial parameters, and then all workers
-// concurrently, which pull them.
+// create creates the learner, which pushes the initial parameters, and then all workers, which pull
+// them.
 func (r *runner) create(ctx context.Context) (*cartpolev1raylink.Learner, []*cartpolev1raylink.Worker, error) {
-	learner, err := cartpolev1raylink.CreateLearner(ctx, r.self, &cartpolev1.LearnerConfig{Replay: r.replay})
+	learner, err := preferring("trainer", learnerNeeds(), func(opts ...runtime.CreateOption) (*cartpolev1raylink.Learner, error) {
+		return cartpolev1raylink.CreateLearner(ctx, r.self, &cartpolev1.LearnerConfig{Replay: r.replay}, opts...)
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	workers := make([]*cartpolev1raylink.Worker, r.clients.config.GetWorkers())
-	all, ctx := errgroup.WithContext(ctx)
-	for i := range workers {
-		all.Go(func() (err error) {
-			config := &cartpolev1.WorkerConfig{Index: uint32(i), Replay: r.replay} //nolint:gosec // a small number
-			workers[i], err = cartpolev1raylink.CreateWorker(ctx, r.self, config)
-			return err
-		})
-	}
-	return learner, workers, all.Wait()
+	each := runtime.EachConfig(func(i int, config *cartpolev1.WorkerConfig) { config.Index = uint32(i) }) //nolint:gosec // a small number
+	workers, err := preferring("worker", workerNeeds(), func(opts ...runtime.CreateOption) ([]*cartpolev1raylink.Worker, error) {
+		n := int(r.clients.config.GetWorkers())
+		return cartpolev1raylink.CreateWorkerN(ctx, r.self, n, &cartpolev1.WorkerConfig{Replay: r.replay}, append(opts, each, runtime.Spread())...)
+	})
+	return learner, workers, err
 }
 
 // watch examines a version at regular intervals of learner steps, until one passes, the time limit

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/raylink/raylink"
+	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
+	"github.com/raylink/raylink/bench/gen/bench/v1/benchv1raylink"
+	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
+	"github.com/raylink/raylink/internal/assemble"
+	"github.com/raylink/raylink/runtime"
+)
+
+// Roles of the processes in rows about machines. An agent is followed by its number, a creator by
+// the number of agents, and a receiver by its system.
+const (
+	machineAgentRole   = "machines-agent"
+	machineCreatorRole = "machines-creator"
+	receiverRole       = "machines-receiver"
+)
+
+// agentLabel is a label of the machines of agents.
+const agentLabel = "bench"
+
+// machinesRole runs a process that takes part in rows about machines.
+func (c *driverConn) machinesRole(ctx context.Context, cancel context.CancelFunc, words []string) error {
+	switch words[0] {
+	case machineAgentRole:
+		go func() {
+			// As the process of Brain.
+			_ = c.serve(func(r request) (response, error) {
+				return response{}, fmt.Errorf("an agent does not support %q", r.Op)
+			})
+			cancel()
+		}()
+		// Not in a goroutine: the call does not return in a process that was launched for a node.
+		ready := func(string, *machinev1.Machine) {
+			if err := c.out.Encode(response{}); err != nil {
+				cancel() // the driver is gone
+			}
+		}
+		described := runtime.MachineOptions{Labels: runtime.Labels{agentLabel: "agent"}}
+		return assemble.Agent(ctx, ready, runtime.WithMachine(described), benchv1raylink.EchoType(newEchoNode))
+	case receiverRole:
+		return c.receive(ctx)
+	case swarmRole:
+		return c.swarm(ctx)
+	}
+	rt, err := raylink.Init(ctx, benchv1raylink.EchoType(newEchoNode))
+	if err != nil {
+		return c.reportError(err)
+	}
+	agents, err := strconv.Atoi(words[1])
+	if err == nil {
+		err = awaitAgents(ctx, rt, agents)
+	}
+	if err != nil {
+		return errors.Join(c.reportError(err), rt.Close())
+	}
+	return errors.Join(c.answer(response{}, func(r request) (response, error) {
+		ctx, cancel := context.WithTimeout(ctx, setUpDeadline)
+		defer cancel()
+		switch r.Op {
+		case "prepare":
+			r.Job.Duration = 0
+			_, err := create(ctx, rt, r.Job)
+			return response{}, err
+		case "run":
+			o, err := create(ctx, rt, r.Job)
+			return response{Outcome: o}, err
+		}
+		return response{}, fmt.Errorf("a creator does not support %q", r.Op)
+	}), rt.Close())
+}
+
+// awaitAgents waits until so many agents have joined.
+func awaitAgents(ctx context.Context, rt *raylink.Runtime, agents int) error {
+	ctx, cancel := context.WithTimeout(ctx, setUpDeadline)
+	defer cancel()
+	for {
+		children, err := rt.Children(ctx)
+		if err != nil {
+			return err
+		}
+		joined := 0
+		for _, node := range children {
+			if strings.HasPrefix(node.GetPath(), "machine-") {
+				joined++
+			}
+		}
+		if joined >= agents {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %d agents: %d have joined: %w", agents, joined, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// create creates gangs of nodes one after the other until the time is up, once at least: each until
+// all nodes have answered a call. A gang is stopped before the next one is created.
+func create(ctx context.Context, rt *raylink.Runtime, j job) (outcome, error) {
+	options := []runtime.CreateOption{runtime.OwnProcess()}
+	switch j.Kind { //nolint:exhaustive // the others are local
+	case machineCreate, machineProgram:
+		options = append(options, runtime.On(agentMachine(0)))
+	case machineGang:
+		options = append(options, runtime.Requires(runtime.Resources{}, runtime.Labels{agentLabel: "agent"}), runtime.Spread())
+	}
+	n := max(1, j.Inflight)
+	h := new(histogram)
+	var took time.Duration
+	for begun := time.Now(); ; {
+		since := time.Now()
+		made, err := benchv1raylink.CreateEchoN(ctx, rt, n, options...)
+		if err != nil {
+			return outcome{}, err
+		}
+		var all errgroup.Group
+		for _, echo := range made {
+			all.Go(func() error {
+				_, err := echo.Echo(ctx, &benchv1.EchoRequest{})
+				return err
+			})
+		}
+		if err := all.Wait(); err != nil {
+			return outcome{}, err
+		}
+		one := time.Since(since)
+		took += one
+		h.record(int64(one))
+		for _, echo := range made {
+			all.Go(func() error { return echo.Ref().Stop(ctx) })
+		}
+		if err := all.Wait(); err != nil {
+			return outcome{}, err
+		}
+		if time.Since(begun) >= j.Duration || j.Kind == machineProgram {
+			return outcomeOf(h, took), nil
+		}
+	}
+}
+
+// receive receives programs, each over a TLS connection, and answers each with a byte.
+func (c *driverConn) receive(ctx context.Context) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return c.reportError(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return c.reportError(err)
+	}
+	l, err := listen(ctx, "tcp")
+	if err != nil {
+		return c.reportError(err)
+	}
+	secured := tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	go func() {
+		for {
+			nc, err := secured.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := io.Copy(io.Discard, nc); err == nil {
+				_, _ = nc.Write([]byte{1}) // the sender notices what is missing
+			}
+			_ = nc.Close()
+		}
+	}()
+	ready := response{Address: l.Addr().String() + " " + base64.StdEncoding.EncodeToString(der)}
+	return errors.Join(c.answer(ready, func(r request) (response, error) {
+		return response{}, fmt.Errorf("a receiver does not support %q", r.Op)
+	}), secured.Close())
+}
+
+// sendOnePass sends a file to a receiver, and returns how long it took from the file's opening to
+// the answer.
+func sendOnePass(ctx context.Context, path, receiver string) (time.Duration, error) {
+	address, certificate, _ := strings.Cut(receiver, " ")
+	der, err := base64.StdEncoding.DecodeString(certificate)
+	if err != nil {
+		return 0, err
+	}
+	trusted, err := x509.ParseCertificate(der)
+	if err != nil {
+		return 0, err
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(trusted)
+	begun := time.Now()
+	file, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close() //nolint:errcheck // only read
+	dialer := &tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool}}
+	nc, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return 0, err
+	}
+	defer nc.Close() //nolint:errcheck // the answer has arrived, or there is another error
+	if _, err := io.Copy(nc, bufio.NewReaderSize(file, 256<<10)); err != nil {
+		return 0, err
+	}
+	if secured, ok := nc.(*tls.Conn); ok {
+		err = secured.CloseWrite()
+	}
+	if err == nil {
+		_, err = io.ReadFull(nc, make([]byte, 1))
+	}
+	return time.Since(begun), err
+}
