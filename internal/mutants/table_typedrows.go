@@ -124,6 +124,35 @@ func ofReservedRows() []Mutant {
 			Test: "TestRowsOfALaterRoundAreNotOverwritten",
 		},
 		{
+			Name: "inplace/areas-are-ignored-by-single-rows",
+			Edit: Edit{
+				File: "services/replay/ring/inplace.go", Func: "InPlace.lockOne",
+				Original: "u.epoch.Load() != k.epoch", Mutated: "u.epoch.Load() != k.epoch && false",
+			},
+			Test: "TestAreaOfRowsReservedAhead",
+		},
+		{
+			Name: "inplace/single-rows-are-not-older",
+			Edit: Edit{
+				File: "services/replay/ring/inplace.go", Func: "InPlace.lockOne", Original: "old >= mine.published()", Mutated: "false",
+			},
+			Test: "TestRowsOfALaterRoundAreNotOverwritten",
+		},
+		{
+			Name: "inplace/positions-of-single-rows-get-old",
+			Edit: Edit{
+				File: "services/replay/ring/inplace.go", Func: "InPlace.lockOne", Original: "> k.lag", Mutated: "> 1<<40",
+			},
+			Test: "TestReservedPositionsDoNotGetOld", Args: []string{shrinkBriefly},
+		},
+		{
+			Name: "inplace/single-rows-go-beyond-the-end",
+			Edit: Edit{
+				File: ahead, Func: "ahead.measure", Original: "r.head.layout.Capacity-k.slot", Mutated: "r.head.layout.Capacity",
+			},
+			Test: "TestReservedPositionsDoNotGetOld", Args: []string{shrinkBriefly}, Prints: `out of range`,
+		},
+		{
 			Name: "inplace/close-ignores-the-marks-of-heads",
 			Edit: Edit{
 				File: "services/replay/ring/seat.go", Func: "Ring.unmapUnused",

@@ -326,19 +326,23 @@ func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C),
 
 // appendReserved writes rows in the usual case: those before were written in place, too, and these
 // were reserved and are locked.
-func (w *TypedWriter[C]) appendReserved(columns [][]byte, write func(rows *C)) (err error) {
+func (w *TypedWriter[C]) appendReserved(columns [][]byte, write func(rows *C)) error {
 	written := false
 	w.write = write
 	defer func() {
-		var none C
-		w.write, w.rows = nil, none // as in appendRows
-		if e := w.last.End(written); err == nil {
-			err = e
+		if !written {
+			_ = w.endReserved(false) // the panic goes on, or the goroutine ends
 		}
 	}()
 	w.fillColumns(columns)
 	written = true
-	return nil
+	return w.endReserved(true)
+}
+
+func (w *TypedWriter[C]) endReserved(written bool) error {
+	var none C
+	w.write, w.rows = nil, none // as in appendRows
+	return w.last.End(written)
 }
 
 // appendRows writes rows. Those of trusted writes rely on an earlier check of the node.

@@ -30,6 +30,9 @@ type ahead struct {
 	slot uint64
 	// room is how many rows a write may have, as areas were at epoch; 0 if that is not known.
 	room uint64
+	// left is how many rows can be written at the next positions, in one write or several: they lie
+	// together, and areas leave room.
+	left uint64
 	// begin is the first one that was reserved.
 	begin uint64
 	// size is how many to reserve next time; most is its maximum, and lag that of the positions
@@ -79,6 +82,7 @@ func (k *ahead) refill(w *WriteHead, rows uint64) bool {
 	r.enter(head, head+wanted)
 	k.from, k.to, k.epoch, k.begin = head, head+wanted, s.epoch, head
 	k.slot, k.room = head%r.head.layout.Capacity, s.room(r)
+	k.measure(r)
 	return true
 }
 
@@ -98,7 +102,20 @@ func (k *ahead) advance(r *Ring, rows uint64) {
 	if k.from == k.to {
 		k.grow(r)
 	}
+	k.measure(r)
 }
+
+// advanceOne is advance for one row, while left is not 0.
+func (k *ahead) advanceOne(r *Ring) {
+	k.from++
+	k.slot++
+	if k.left--; k.left == 0 {
+		k.advance(r, 0)
+	}
+}
+
+// measure sets left.
+func (k *ahead) measure(r *Ring) { k.left = min(k.to-k.from, k.room, r.head.layout.Capacity-k.slot) }
 
 // grow reserves more next time if the positions were used up quickly.
 func (k *ahead) grow(r *Ring) {
@@ -130,6 +147,7 @@ func (k *ahead) reserve(a *allocator, rows uint64, together bool) bool {
 func (k *ahead) keep(a *allocator) {
 	r := a.head.ring
 	k.from, k.to, k.epoch = a.from, a.to, a.epoch
+	k.left = 0
 	if k.from == k.to {
 		k.grow(r)
 		return
@@ -138,10 +156,11 @@ func (k *ahead) keep(a *allocator) {
 	if s := a.head.surveyed.Load(); s != nil && s.epoch == k.epoch {
 		k.room = s.room(r)
 	}
+	k.measure(r)
 }
 
 // drop leaves the positions unused.
-func (k *ahead) drop() { k.from, k.to, k.size = 0, 0, 1 }
+func (k *ahead) drop() { k.from, k.to, k.left, k.size = 0, 0, 0, 1 }
 
 // DropReserved leaves the positions unused that were reserved for later writes. These then have
 // higher sequence numbers than all that other heads wrote until now.

@@ -21,6 +21,30 @@ func writeNumber(next *uint64) func(columns [][]byte) {
 	}
 }
 
+// appendRow writes a row as TryAppend does, or as the caller of Begin does.
+type appendRow func(p *InPlace, write func(columns [][]byte)) error
+
+// eachWay runs a test with both ways to write a row.
+func eachWay(t *testing.T, test func(t *testing.T, write appendRow)) {
+	t.Helper()
+	t.Run("append", func(t *testing.T) {
+		test(t, func(p *InPlace, write func(columns [][]byte)) error { return p.TryAppend(1, write) })
+	})
+	t.Run("begin", func(t *testing.T) {
+		begun := 0
+		test(t, func(p *InPlace, write func(columns [][]byte)) error {
+			columns := p.Begin(1)
+			if columns == nil {
+				return p.TryAppend(1, write)
+			}
+			begun++
+			write(columns)
+			return p.End(true)
+		})
+		require.Positive(t, begun)
+	})
+}
+
 func TestRowsOfOneWriterLieTogether(t *testing.T) {
 	r := newRing(t, oneColumn(1<<12))
 	ws := []*InPlace{inPlaceHead(t, r), inPlaceHead(t, r)}
@@ -91,14 +115,23 @@ func TestReservedPositionsDoNotGetOld(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"write": func(t *rapid.T) {
 				i, n := rapid.IntRange(0, len(ws)-1).Draw(t, "writer"), rapid.IntRange(1, 3).Draw(t, "rows")
+				begin := func(*InPlace, int) [][]byte { return nil }
+				if rapid.Bool().Draw(t, "begin") {
+					begin = (*InPlace).Begin
+				}
 				for range rapid.IntRange(1, 400).Draw(t, "writes") {
-					begin := number
-					require.NoError(t, ws[i].TryAppend(n, writeNumber(&number)))
+					first := number
+					if columns := begin(ws[i], n); columns != nil {
+						writeNumber(&number)(columns)
+						require.NoError(t, ws[i].End(true))
+					} else {
+						require.NoError(t, ws[i].TryAppend(n, writeNumber(&number)))
+					}
 					for j, s := range ws[i].Sequences() {
 						if _, twice := numbers[s]; twice || inArea(s) || s+1 <= after[i] || s+lag < newest {
 							t.Fatalf("position %d: twice %v, in an area %v, after %d, the newest is %d", s, twice, inArea(s), after[i], newest)
 						}
-						numbers[s] = begin + uint64(j)
+						numbers[s] = first + uint64(j)
 						after[i] = s + 1
 					}
 					newest = max(newest, ws[i].Sequences()[n-1])

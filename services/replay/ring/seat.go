@@ -43,12 +43,15 @@ func (p *InPlace) sit() {
 	r := p.head.ring
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed.Load() {
+		return
+	}
 	for i := range r.seats {
 		s := &r.seats[i]
 		if s.taken {
 			continue
 		}
-		s.taken, p.seat, p.count = true, s, i+1
+		s.taken, p.seat, p.usual = true, s, r.newUsual(i+1)
 		runtime.AddCleanup(p, func(s *seat) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -87,13 +90,11 @@ func (p *InPlace) leave() error {
 
 // wrote counts rows that were made readable.
 func (p *InPlace) wrote(rows uint64) {
-	r := p.head.ring
-	count := r.participantWritten(r.self, p.count)
 	if p.seat == nil {
-		count.Add(rows)
+		p.head.ring.participantWritten(p.head.ring.self, 0).Add(rows)
 		return
 	}
-	storeRelease(count, count.Load()+rows)
+	storeRelease(p.usual.written, p.usual.written.Load()+rows)
 }
 
 // unmapUnused removes the mappings of a closed ring, unless they are in use. The caller must hold

@@ -61,40 +61,44 @@ func TestRowsOfManyHeadsAreCounted(t *testing.T) {
 // TestRowsOfALaterRoundAreNotOverwritten has a writer find a row of a later round at a position
 // that it has reserved.
 func TestRowsOfALaterRoundAreNotOverwritten(t *testing.T) {
-	const capacity = 1000
-	r := newRing(t, oneColumn(capacity))
-	p := inPlaceHead(t, r)
-	var number uint64
-	for range capacity + 100 {
-		require.NoError(t, p.TryAppend(1, writeNumber(&number)))
-	}
-	next := p.Sequences()[0] + 1
-	later := writingWord(next+capacity, 7).published()
-	at := r.wordAt(r.rows, next%capacity)
-	before := at.Swap(uint64(later))
-	require.NoError(t, p.TryAppend(1, writeNumber(&number)))
-	require.Equal(t, next+1, p.Sequences()[0])
-	require.Equal(t, uint64(later), at.Swap(before))
+	eachWay(t, func(t *testing.T, write appendRow) {
+		const capacity = 1000
+		r := newRing(t, oneColumn(capacity))
+		p := inPlaceHead(t, r)
+		var number uint64
+		for range capacity + 100 {
+			require.NoError(t, write(p, writeNumber(&number)))
+		}
+		next := p.Sequences()[0] + 1
+		later := writingWord(next+capacity, 7).published()
+		at := r.wordAt(r.rows, next%capacity)
+		before := at.Swap(uint64(later))
+		require.NoError(t, write(p, writeNumber(&number)))
+		require.Equal(t, next+1, p.Sequences()[0])
+		require.Equal(t, uint64(later), at.Swap(before))
+	})
 }
 
 // TestAreaOfRowsReservedAhead holds rows at positions that a writer has reserved for later writes.
 func TestAreaOfRowsReservedAhead(t *testing.T) {
-	const capacity = 1000
-	r := newRing(t, oneColumn(capacity))
-	p := inPlaceHead(t, r)
-	var number uint64
-	for p.ahead.from == p.ahead.to || number < 2*capacity {
-		require.NoError(t, p.TryAppend(1, writeNumber(&number)))
-	}
-	h, err := r.Reader()
-	require.NoError(t, err)
-	area, err := h.Hold(t.Context(), capacity)
-	require.NoError(t, err)
-	require.Equal(t, capacity, area.Rows())
-	written := number
-	require.ErrorIs(t, p.TryAppend(1, writeNumber(&number)), ErrNoRoom)
-	require.Equal(t, written, number, "the function is not called")
-	require.Equal(t, uint64(capacity), readable(t, r))
-	require.NoError(t, area.Release())
-	require.NoError(t, p.TryAppend(1, writeNumber(&number)))
+	eachWay(t, func(t *testing.T, write appendRow) {
+		const capacity = 1000
+		r := newRing(t, oneColumn(capacity))
+		p := inPlaceHead(t, r)
+		var number uint64
+		for p.ahead.from == p.ahead.to || number < 2*capacity {
+			require.NoError(t, write(p, writeNumber(&number)))
+		}
+		h, err := r.Reader()
+		require.NoError(t, err)
+		area, err := h.Hold(t.Context(), capacity)
+		require.NoError(t, err)
+		require.Equal(t, capacity, area.Rows())
+		written := number
+		require.ErrorIs(t, write(p, writeNumber(&number)), ErrNoRoom)
+		require.Equal(t, written, number, "the function is not called")
+		require.Equal(t, uint64(capacity), readable(t, r))
+		require.NoError(t, area.Release())
+		require.NoError(t, write(p, writeNumber(&number)))
+	})
 }
