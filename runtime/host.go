@@ -23,6 +23,7 @@ import (
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/pki"
 	"github.com/raylink/raylink/runtime/internal/listen"
 	"github.com/raylink/raylink/runtime/internal/peers"
 	"github.com/raylink/raylink/runtime/internal/session"
@@ -477,8 +478,8 @@ func (h *Host) listen(brain hostapi.Brain) error {
 	return nil
 }
 
-// admit returns the dispatcher for a dialler, which has proven that it knows the token.
-func (h *Host) admit(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), error) {
+// admit returns the dispatcher for a dialler, which has proven that it is peer.
+func (h *Host) admit(hello tunnel.Hello, _ pki.Peer) (tunnel.Handler, func(*tunnel.Conn), error) {
 	if hello.Protocol != "" {
 		return nil, nil, connect.Errorf(connect.CodeUnimplemented, "a host's connections carry no %q", hello.Protocol)
 	}
