@@ -136,6 +136,7 @@ func durable(captain *psv1.CaptainConfig, storage *storagev1.StorageConfig) *ass
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
 		Token:            rundir.KeptToken,
+		PKI:              func(data string) string { return filepath.Join(data, "pki") },
 		Log:              nodename.RootPath,
 		StartSystemNodes: assemble.Configuration{Storage: stored, Captain: captain}.StartSupervised,
 	}

@@ -20,11 +20,13 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/admission"
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/internal/pki"
 	"github.com/raylink/raylink/runtime/internal/listen"
+	"github.com/raylink/raylink/runtime/internal/membership"
 	"github.com/raylink/raylink/runtime/internal/peers"
 	"github.com/raylink/raylink/runtime/internal/session"
 	"github.com/raylink/raylink/runtime/launch"
@@ -54,9 +56,10 @@ type Host struct {
 	launcher launch.Launcher
 	output   *output
 	listener *listen.Listener
-	// guard authorizes HTTP requests; ownCalls serves the tunnel calls for the host itself.
-	guard    *webGuard
-	ownCalls tunnel.Handler
+	// guard authorizes HTTP requests.
+	guard *webGuard
+	// member is the membership in a system that uses TLS, else nil.
+	member *membership.Member
 	// tokenFile is set if this host has generated the system's token.
 	tokenFile string
 	peers     *peers.Pool
@@ -132,10 +135,17 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	if err := options.check(); err != nil {
 		return nil, err
 	}
-	made := parts.Brain != nil && options.Token == "" && !options.Open
+	founds, err := foundsTLS(&options, parts.Brain != nil)
+	if err != nil {
+		return nil, err
+	}
+	made := !founds && parts.Brain != nil && options.Token == "" && !options.Open
 	if made {
-		if options.Token = parts.Token; options.Token == "" {
-			options.Token = rundir.NewToken()
+		options.Token = rundir.NewToken()
+		if parts.Token != nil {
+			if options.Token, err = parts.Token(); err != nil {
+				return nil, err
+			}
 		}
 	}
 	h := &Host{
@@ -176,16 +186,27 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	if h.machine, err = rundir.Machine(); err != nil {
 		return nil, fmt.Errorf("finding out which machine this is: %w", err)
 	}
-	h.server = newHostServer(h, parts.Brain)
+	var authority *admission.Authority
+	if founds {
+		if authority, err = h.found(parts); err != nil {
+			return nil, err
+		}
+	} else if err := h.becomeMember(ctx); err != nil {
+		return nil, err
+	}
+	h.server = newHostServer(h, parts.Brain, authority)
+	if parts.Brain != nil && authority != nil {
+		parts.Brain.SetAccess(authority)
+	}
 	h.peers = peers.New(peers.Config{
-		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
+		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), TLS: h.dialTLS(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
 		Opened: h.tunnelDialled,
 	})
 	if err = h.listen(parts.Brain); err != nil {
 		return nil, err
 	}
-	if made {
-		if err := h.publishToken(); err != nil {
+	if made || founds {
+		if err := h.publishToken(authority); err != nil {
 			return nil, err
 		}
 	}
@@ -209,7 +230,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 // tunnelConfig configures all tunnels of this host.
 func (h *Host) tunnelConfig() tunnel.Config {
 	return tunnel.Config{
-		Token: h.options.Token, MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2,
+		Token: h.sharedSecret(), MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2,
 		BusyPoll: h.options.BusyPoll, Watchdog: &h.watchdog, Logger: h.tunnelLog,
 	}
 }
@@ -220,13 +241,16 @@ func partOf(log *slog.Logger, part string) *slog.Logger {
 }
 
 // publishToken writes the generated token to a file that only this user's processes can read.
-func (h *Host) publishToken() (err error) {
+func (h *Host) publishToken(authority *admission.Authority) (err error) {
 	addresses := []string{h.listener.Advertised()}
 	if bound := h.listener.Bound(); bound != h.listener.Advertised() {
 		addresses = append(addresses, bound)
 	}
-	h.tokenFile, err = h.dir.PublishToken(h.options.Token, addresses...)
-	return err
+	if h.tokenFile, err = h.dir.PublishToken(h.options.Token, addresses...); err != nil || authority == nil {
+		return err
+	}
+	authority.SetAddress(h.listener.Advertised())
+	return h.dir.PublishAdminToken(authority.AdminToken().Reveal())
 }
 
 // TokenFile is the file with the system's token, if this host has generated it: programs of the
@@ -438,6 +462,12 @@ func (s sessionHost) Nodes() []*nodev1.NodeRef {
 // OnPolicy implements [session.Host].
 func (s sessionHost) OnPolicy(policy *brainv1.WebPolicy) { s.host.guard.setPolicy(policy) }
 
+// OnAccess implements [session.Host].
+func (s sessionHost) OnAccess(policy *brainv1.AccessPolicy) { s.host.onAccess(policy) }
+
+// OnExpelled implements [session.Host].
+func (s sessionHost) OnExpelled(reason error) { s.host.onExpelled(reason) }
+
 // OnRecord implements [session.Host]: it passes a record to the handles of the node in this
 // process.
 func (s sessionHost) OnRecord(rec *nodev1.NodeRecord) {
@@ -462,9 +492,14 @@ func (h *Host) listen(brain hostapi.Brain) error {
 	if err != nil {
 		return err
 	}
-	h.guard, h.ownCalls = guard, tunnel.ServerHandler(h.server)
+	h.guard = guard
+	secured, err := h.serveTLS()
+	if err != nil {
+		return err
+	}
 	h.listener, err = listen.New(h.life, listen.Config{
-		Address: h.options.Listen, Advertise: h.options.Advertise, Socket: h.dir.Socket(), Tunnel: h.tunnelConfig(),
+		Address: h.options.Listen, Advertise: h.options.Advertise, Ports: h.options.PortRange, Socket: h.dir.Socket(), Tunnel: h.tunnelConfig(),
+		TLS: secured, Role: h.sharedRole(),
 		Self: tunnel.Welcome{Host: h.id, Build: launch.Build()}, Admit: h.admit, Log: h.log, Spawn: h.goBackground,
 	})
 	if err != nil {
@@ -479,12 +514,12 @@ func (h *Host) listen(brain hostapi.Brain) error {
 }
 
 // admit returns the dispatcher for a dialler, which has proven that it is peer.
-func (h *Host) admit(hello tunnel.Hello, _ pki.Peer) (tunnel.Handler, func(*tunnel.Conn), error) {
+func (h *Host) admit(hello tunnel.Hello, peer pki.Peer) (tunnel.Handler, func(*tunnel.Conn), error) {
 	if hello.Protocol != "" {
 		return nil, nil, connect.Errorf(connect.CodeUnimplemented, "a host's connections carry no %q", hello.Protocol)
 	}
 	if hello.Tag == "" {
-		return &dispatcher{host: h, client: hello.Client}, h.tunnelAccepted, nil
+		return newDispatcher(h, hello, peer), h.tunnelAccepted, nil
 	}
 	n := h.localNode(hello.Target)
 	if n == nil {
@@ -498,7 +533,9 @@ func (h *Host) admit(hello tunnel.Hello, _ pki.Peer) (tunnel.Handler, func(*tunn
 		h.tunnelAccepted(conn)
 		tag.carry(conn)
 	}
-	return &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, opened, nil
+	d := newDispatcher(h, hello, peer)
+	d.only, d.tag = n, tag
+	return d, opened, nil
 }
 
 // deadSweeper removes the host directories of processes that were killed and could not do it

@@ -25,6 +25,7 @@ var ownOptions = map[string]string{
 	"BusyPoll":           "of the process; RAYLINK_BUSY_POLL is inherited with the environment",
 	"HeapFloor":          "of the process; RAYLINK_HEAP_FLOOR is inherited with the environment",
 	"alone":              "a launched process has the Brain that it inherits",
+	"listens":            "a launched process has the address that it inherits",
 	"invalid":            "errors of the environment, which the launcher has returned",
 }
 

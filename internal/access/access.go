@@ -5,8 +5,17 @@ package access
 import (
 	"context"
 
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/internal/pki"
 )
+
+// Source decides which clients a system serves.
+type Source interface {
+	// Policy returns what hosts need to know, and a channel that is closed when that has changed.
+	Policy() (*brainv1.AccessPolicy, <-chan struct{})
+	// Revoked reports whether what joined by a token must be refused.
+	Revoked(tokenID string) bool
+}
 
 type peerKey struct{}
 

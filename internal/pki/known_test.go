@@ -38,7 +38,7 @@ func TestHostsKnowTokens(t *testing.T) {
 	require.Equal(t, Peer{Role: RoleCall, TokenID: info.ID}, peer)
 	for token, want := range map[Token]error{
 		old: ErrTokenExpired, gone: ErrTokenRevoked, newToken(ca.Fingerprint()): ErrTokenUnknown,
-		newToken(newCA(t).Fingerprint()): ErrTokenUnknown,
+		newToken(newCA(t).Fingerprint()):                           ErrTokenUnknown,
 		{fingerprint: newCA(t).Fingerprint(), secret: good.secret}: ErrTokenUnknown,
 	} {
 		_, err := k.Authenticate(token)

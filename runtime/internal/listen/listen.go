@@ -57,6 +57,8 @@ type Config struct {
 	// Advertise is the address under which others reach the listener; empty for the bound one. Port
 	// 0 stands for the bound port.
 	Advertise string
+	// Ports are those to choose from where Address has port 0, FIRST-LAST; empty for any free one.
+	Ports string
 	// Socket is the path of the Unix socket.
 	Socket string
 	// Tunnel configures the tunnels, and Self is what their diallers learn about this host.
@@ -117,8 +119,8 @@ func New(ctx context.Context, config Config) (*Listener, error) {
 	}
 	l.closing, l.cancel = context.WithCancel(context.Background())
 	var err error
-	if l.tcp, err = config.Listen(ctx, "tcp", config.Address); err != nil {
-		return nil, connect.Errorf(connect.CodeUnavailable, "listening on %s: %v", config.Address, err)
+	if l.tcp, err = listenTCP(ctx, config); err != nil {
+		return nil, err
 	}
 	l.advertised = l.Bound()
 	if config.Advertise != "" {

@@ -49,6 +49,12 @@ type Host interface {
 	Nodes() []*nodev1.NodeRef
 	// OnPolicy is called with Brain's policy for HTTP clients, when a lease is granted.
 	OnPolicy(policy *brainv1.WebPolicy)
+	// OnAccess is called with what decides which clients are served: when a lease is granted, and
+	// after each change. It is nil in a system without a CA of its own.
+	OnAccess(policy *brainv1.AccessPolicy)
+	// OnExpelled is called when Brain has ended the lease because the host may not be a part of the
+	// system any more: its token was revoked.
+	OnExpelled(reason error)
 	// OnRecord is called with each record of a followed node that Brain sends. Records may repeat.
 	OnRecord(rec *nodev1.NodeRecord)
 	// OnDeclaredDead is called for a node of the host that Brain has declared dead: its callers may
@@ -181,6 +187,9 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 		}
 		if held {
 			retry.Reset()
+			if connect.CodeOf(err) == connect.CodePermissionDenied {
+				s.config.Host.OnExpelled(err)
+			}
 		}
 		log.Debug("the lease stream ended", slog.Any("error", err))
 		select {
@@ -226,15 +235,20 @@ func (s *Session) holdLease(ctx context.Context, attached func()) (held bool, er
 		return false, err
 	}
 	s.config.Host.OnPolicy(res.GetWeb())
+	s.config.Host.OnAccess(res.GetAccess())
 	s.reconcile(ctx, res.GetUnknown())
 	attached()
 	s.lastTraffic.Store(time.Now().UnixNano())
 	ended := make(chan error, 1)
 	go func() {
 		for {
-			if _, err := stream.Receive(); err != nil {
+			res, err := stream.Receive()
+			if err != nil {
 				ended <- err
 				return
+			}
+			if res.GetAccess() != nil {
+				s.config.Host.OnAccess(res.GetAccess())
 			}
 			s.lastTraffic.Store(time.Now().UnixNano())
 		}

@@ -53,6 +53,10 @@ type fakeHost struct {
 func (*fakeHost) Info() *nodev1.HostInfo   { return &nodev1.HostInfo{Id: "the host"} }
 func (*fakeHost) Nodes() []*nodev1.NodeRef { return []*nodev1.NodeRef{{Nid: "mine"}} }
 
+func (h *fakeHost) OnAccess(*brainv1.AccessPolicy) {}
+
+func (h *fakeHost) OnExpelled(error) {}
+
 func (h *fakeHost) OnPolicy(p *brainv1.WebPolicy) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
