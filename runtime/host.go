@@ -257,6 +257,15 @@ func (h *Host) publishToken(authority *admission.Authority) (err error) {
 // same user read it to call nodes over HTTP. It is "" if the token was configured or there is none.
 func (h *Host) TokenFile() string { return h.tokenFile }
 
+// JoinToken is the token by which other processes join the system, if this host has the CA of a
+// system that uses TLS; else "".
+func (h *Host) JoinToken() string {
+	if h.embedded == nil || h.member == nil || !h.member.IsNamed() {
+		return ""
+	}
+	return h.options.Token
+}
+
 // info returns what other hosts need to reach this one.
 func (h *Host) info() *nodev1.HostInfo {
 	return &nodev1.HostInfo{

@@ -262,10 +262,15 @@ func (m *Member) exchange(ctx context.Context, own pki.OwnCertificate, trust pki
 	if err != nil {
 		return err
 	}
-	return Exchange(ctx, m.config.Dial, m.brain, config, func(conn *tls.Conn) error {
-		defer conn.Close() //nolint:errcheck // the exchange is over
+	var used *tls.Conn
+	err = Exchange(ctx, m.config.Dial, m.brain, config, func(conn *tls.Conn) error {
+		used = conn
 		return run(conn)
 	})
+	if err == nil {
+		err = used.Close()
+	}
+	return err
 }
 
 // Exchange opens a connection by TLS to Brain and runs the exchange on it, until ctx ends. On
@@ -283,6 +288,9 @@ func Exchange(ctx context.Context, dial peers.DialFunc, address string, config *
 	err = run(conn)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
 		_ = conn.Close() // it has failed already

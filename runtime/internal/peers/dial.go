@@ -2,6 +2,7 @@ package peers
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -90,6 +91,11 @@ func (p *Pool) DialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, e
 // DialRaw opens a connection for the protocol that hello names, outside of any pool.
 func DialRaw(ctx context.Context, address string, hello tunnel.Hello, config tunnel.Config) (net.Conn, error) {
 	return dialRaw(ctx, new(net.Dialer).DialContext, "tcp", address, hello, &security{tunnel: config})
+}
+
+// DialRawTLS is DialRaw within TLS.
+func DialRawTLS(ctx context.Context, address string, hello tunnel.Hello, config tunnel.Config, secured *tls.Config) (net.Conn, error) {
+	return dialRaw(ctx, new(net.Dialer).DialContext, "tcp", address, hello, &security{tunnel: config, config: secured})
 }
 
 func dialRaw(ctx context.Context, dial DialFunc, network, address string, hello tunnel.Hello, by *security) (net.Conn, error) {
