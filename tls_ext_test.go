@@ -5,10 +5,12 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/raylink/raylink"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
@@ -75,8 +77,24 @@ func (b tokenSender) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (e *encrypted) tokens(t *testing.T, token string) brainv1connect.TokenServiceClient {
 	t.Helper()
-	return brainv1connect.NewTokenServiceClient(connect.NewClient(connecthttp.NewTransport(e.client(t, token), "https://"+e.Address())))
+	return e.at(t, e.Address(), token)
 }
+
+// at returns a client of the service that administers tokens, at Brain's address.
+func (e *encrypted) at(t *testing.T, address, token string) brainv1connect.TokenServiceClient {
+	t.Helper()
+	return brainv1connect.NewTokenServiceClient(connect.NewClient(connecthttp.NewTransport(e.client(t, token), "https://"+address)))
+}
+
+// admin returns the token with the role admin.
+func (s *closed) admin(t *testing.T) string {
+	t.Helper()
+	token, err := s.store.KeepToken("admin", pki.RoleAdmin, "")
+	require.NoError(t, err)
+	return token.Reveal()
+}
+
+func timestamp(t time.Time) *timestamppb.Timestamp { return timestamppb.New(t) }
 
 // make makes a token, and returns its text and its id.
 func (e *encrypted) make(t *testing.T, role brainv1.Role) (token, id string) {

@@ -192,6 +192,9 @@ func (h *Host) onExpelled(reason error) {
 			n.fail(reason)
 		}
 	}
+	// Nodes drain, but what calls them is not served any more. This host calls no others either.
+	h.listener.CloseConnections()
+	h.peers.Close(reason)
 }
 
 // requiredRole returns the role that a call of the host's own services needs; "" for none. Each

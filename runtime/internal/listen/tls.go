@@ -7,8 +7,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -291,6 +293,19 @@ func (l *Listener) refused(nc net.Conn, err error) {
 		args = append(args, slog.Uint64("refused_before", dropped))
 	}
 	l.config.Log.Warn("refused a connection", args...)
+}
+
+// CloseConnections closes the connections that are open. Further ones are accepted.
+func (l *Listener) CloseConnections() {
+	l.mu.Lock()
+	tunnels, web := slices.Collect(maps.Keys(l.tunnels)), slices.Collect(maps.Keys(l.webOpen))
+	l.mu.Unlock()
+	for _, c := range tunnels {
+		_ = c.Close()
+	}
+	for _, c := range web {
+		_ = c.Conn.Close()
+	}
 }
 
 // CloseRevoked closes the connections whose peers have joined by a token, or sent one, that is

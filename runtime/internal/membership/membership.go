@@ -48,7 +48,7 @@ const (
 	maxSessions = 64
 	// lastWords is how long Brain's process takes to close the connections of those whose token was
 	// revoked, so that they learn the reason. It serves none of their calls meanwhile.
-	lastWords = 500 * time.Millisecond
+	lastWords = 2 * time.Second
 )
 
 // Member is a host's membership. Its methods may be called concurrently.

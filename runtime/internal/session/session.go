@@ -159,7 +159,7 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 	retry := s.backoff()
 	log := s.config.Log
 	// Brain's absence is logged when it begins and when it ends, not for each attempt.
-	var joined bool
+	var joined, expelled bool
 	var away time.Time
 	for {
 		held, err := s.holdLease(ctx, func() {
@@ -187,9 +187,10 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 		}
 		if held {
 			retry.Reset()
-			if connect.CodeOf(err) == connect.CodePermissionDenied {
-				s.config.Host.OnExpelled(err)
-			}
+		}
+		if joined && !expelled && s.isExpelled(err, held, away) {
+			expelled = true
+			s.config.Host.OnExpelled(err)
 		}
 		log.Debug("the lease stream ended", slog.Any("error", err))
 		select {
@@ -201,6 +202,18 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 			return
 		}
 	}
+}
+
+// isExpelled reports whether an error of the lease stream means that the host is no part of the
+// system any more: Brain has said so, or has refused its certificate until the lease was over.
+func (s *Session) isExpelled(err error, held bool, away time.Time) bool {
+	switch connect.CodeOf(err) { //nolint:exhaustive // the others are temporary
+	case connect.CodePermissionDenied:
+		return held
+	case connect.CodeUnauthenticated:
+		return time.Since(away) > s.hello.GetLease().AsDuration()
+	}
+	return false
 }
 
 // maxBrainPause bounds the pause between two attempts to reach Brain: a death notice must arrive
