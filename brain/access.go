@@ -11,8 +11,8 @@ import (
 	"github.com/raylink/raylink/internal/pki"
 )
 
-// SetAccess makes Brain pass on to hosts which clients they serve, and end the leases of hosts whose
-// token is revoked. Call it before Brain serves calls.
+// SetAccess makes Brain pass on to hosts which clients they serve, and end the leases of hosts
+// whose token is revoked. Call it before Brain serves calls.
 func (b *Brain) SetAccess(source access.Source) { b.access = source }
 
 // policy returns what hosts need to know, and a channel that is closed when that has changed; both

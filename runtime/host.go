@@ -141,11 +141,8 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	}
 	made := !founds && parts.Brain != nil && options.Token == "" && !options.Open
 	if made {
-		options.Token = rundir.NewToken()
-		if parts.Token != nil {
-			if options.Token, err = parts.Token(); err != nil {
-				return nil, err
-			}
+		if options.Token, err = tokenOf(parts); err != nil {
+			return nil, err
 		}
 	}
 	h := &Host{
@@ -186,18 +183,11 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	if h.machine, err = rundir.Machine(); err != nil {
 		return nil, fmt.Errorf("finding out which machine this is: %w", err)
 	}
-	var authority *admission.Authority
-	if founds {
-		if authority, err = h.found(parts); err != nil {
-			return nil, err
-		}
-	} else if err := h.becomeMember(ctx); err != nil {
+	authority, err := h.secure(ctx, parts, founds)
+	if err != nil {
 		return nil, err
 	}
 	h.server = newHostServer(h, parts.Brain, authority)
-	if parts.Brain != nil && authority != nil {
-		parts.Brain.SetAccess(authority)
-	}
 	h.peers = peers.New(peers.Config{
 		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), TLS: h.dialTLS(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
 		Opened: h.tunnelDialled,
@@ -225,6 +215,14 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.listener.Advertised()), slog.Int("pid", os.Getpid()),
 		slog.String("brain", options.Brain))
 	return h, nil
+}
+
+// tokenOf returns the token of a system that was given none.
+func tokenOf(parts hostapi.Parts) (string, error) {
+	if parts.Token == nil {
+		return rundir.NewToken(), nil
+	}
+	return parts.Token()
 }
 
 // tunnelConfig configures all tunnels of this host.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect/v2"
@@ -26,7 +27,7 @@ import (
 //
 // A system uses TLS if its Brain listens beyond loopback, unless that is insecure on purpose. Then
 // all of its hosts do, on all addresses but their Unix sockets: so a host knows how to connect to
-// another one without being told.
+// another one without further information.
 
 // foundsTLS reports whether a host founds a system that uses TLS, with a CA of its own.
 func foundsTLS(o *Options, hasBrain bool) (bool, error) {
@@ -39,10 +40,24 @@ func foundsTLS(o *Options, hasBrain bool) (bool, error) {
 		return false, nil
 	case o.Token != "" && !membership.IsToken(o.Token):
 		return false, connect.Errorf(connect.CodeFailedPrecondition,
-			"listening on %s, beyond loopback, uses TLS, whose tokens are made by Brain: give none (--token, --token-file, RAYLINK_TOKEN), and see `raylink token`. "+
-				"Or use certificates of your own with this one (--tls-cert, RAYLINK_TLS_CERT), or no TLS where the network is trusted (--insecure, RAYLINK_INSECURE=1)", o.Listen)
+			"listening on %s, beyond loopback, uses TLS, whose tokens are made by Brain: give none (--token, --token-file, RAYLINK_TOKEN), "+
+				"and see `raylink token`. Or use certificates of your own with this one (--tls-cert, RAYLINK_TLS_CERT), "+
+				"or no TLS where the network is trusted (--insecure, RAYLINK_INSECURE=1)", o.Listen)
 	}
 	return true, nil
+}
+
+// secure makes this host a member of a system that uses TLS, if there is one. It returns the CA if
+// that is in this process.
+func (h *Host) secure(ctx context.Context, parts hostapi.Parts, founds bool) (*admission.Authority, error) {
+	if !founds {
+		return nil, h.becomeMember(ctx)
+	}
+	authority, err := h.found(parts)
+	if err == nil {
+		parts.Brain.SetAccess(authority)
+	}
+	return authority, err
 }
 
 // found opens the CA of the system that this host founds, or makes it.
@@ -77,7 +92,8 @@ func (h *Host) becomeMember(ctx context.Context) (err error) {
 		}
 	case membership.IsToken(o.Token):
 		return connect.NewError(connect.CodeFailedPrecondition,
-			"the token (RAYLINK_TOKEN) is that of a system with TLS: give the address of its Brain (RAYLINK_BRAIN), or no token for a system of this process's own")
+			"the token (RAYLINK_TOKEN) is that of a system with TLS: give the address of its Brain (RAYLINK_BRAIN), "+
+				"or no token for a system of this process's own")
 	}
 	if err != nil || local == nil {
 		return err
@@ -100,12 +116,9 @@ func (h *Host) memberConfig() membership.Config {
 func (h *Host) certificateHosts() []string {
 	hosts := []string{"localhost", "127.0.0.1", "::1"}
 	add := func(host string) {
-		for _, known := range hosts {
-			if known == host {
-				return
-			}
+		if !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
 		}
-		hosts = append(hosts, host)
 	}
 	own := listen.HostOf(h.options.Listen)
 	if ip := net.ParseIP(own); ip != nil && ip.IsUnspecified() {

@@ -292,14 +292,10 @@ func newOptions(opts ...Option) Options {
 	if o.HeapFloor == 0 {
 		o.HeapFloor = 16 << 20
 	}
-	if !o.Insecure {
-		fromEnv(&o, "RAYLINK_INSECURE", "1 or 0", &o.Insecure, strconv.ParseBool)
-	}
-	if !o.TLS {
-		fromEnv(&o, "RAYLINK_TLS", "1 or 0", &o.TLS, strconv.ParseBool)
-	}
-	if !o.Open && !given {
-		fromEnv(&o, "RAYLINK_OPEN", "1 or 0", &o.Open, strconv.ParseBool)
+	for name, field := range map[string]*bool{"RAYLINK_INSECURE": &o.Insecure, "RAYLINK_TLS": &o.TLS, "RAYLINK_OPEN": &o.Open} {
+		if !*field && (field != &o.Open || !given) {
+			fromEnv(&o, name, "1 or 0", field, strconv.ParseBool)
+		}
 	}
 	if o.listens = o.Listen != ""; !o.listens {
 		o.Listen = "127.0.0.1:0"

@@ -75,7 +75,7 @@ func newWebGuard(h *Host) (*webGuard, error) {
 			"listening on %s, beyond loopback, needs TLS: the token of a system that uses it (RAYLINK_TOKEN; `raylink token` prints it there), or "+
 				"certificates (RAYLINK_TLS_CERT). --insecure (RAYLINK_INSECURE=1), with a token, is for networks that are trusted", o.Listen)
 	default:
-		h.log.Warn("this host listens beyond loopback, and nothing is encrypted (--insecure): whoever can read the network can read and change calls",
+		h.log.Warn("this host listens beyond loopback, and nothing is encrypted (--insecure): any process that can read the network can read and change calls",
 			slog.String("listen", o.Listen))
 	}
 	return g, nil

@@ -172,5 +172,6 @@ func (a *app) joining(address, token string) {
 	if a.output == outputJSON {
 		return
 	}
-	_, _ = fmt.Fprintf(a.out, "Everything is encrypted (TLS). To join from another machine:\n  RAYLINK_BRAIN=%s RAYLINK_TOKEN=%s raylink agent\n", address, token)
+	const text = "Everything is encrypted (TLS). To join from another machine:\n  RAYLINK_BRAIN=%s RAYLINK_TOKEN=%s raylink agent\n"
+	_, _ = fmt.Fprintf(a.out, text, address, token) // the reader may have closed the pipe
 }

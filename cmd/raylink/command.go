@@ -135,8 +135,8 @@ func (a *app) tokenFlags(cmd *cobra.Command) {
 	flags.BoolVar(&a.open, "open", false, "the system has no token: every user of the machine has full access (RAYLINK_OPEN=1)")
 }
 
-// files are the PEM files of an organisation's own PKI: certificate, key and CAs. The first is empty
-// if there are none.
+// files are the PEM files of an organisation's own PKI: certificate, key and CAs. The first is
+// empty if there are none.
 func (a *app) files() [3]string {
 	return [3]string{
 		cmp.Or(a.tlsCert, os.Getenv("RAYLINK_TLS_CERT")), cmp.Or(a.tlsKey, os.Getenv("RAYLINK_TLS_KEY")), cmp.Or(a.tlsCA, os.Getenv("RAYLINK_TLS_CA")),

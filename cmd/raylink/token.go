@@ -152,7 +152,7 @@ func (a *app) printTokens(tokens []*brainv1.TokenInfo) error {
 	return nil
 }
 
-func formatDay(t *timestamppb.Timestamp) string { return t.AsTime().Local().Format(time.DateTime) }
+func formatDay(t *timestamppb.Timestamp) string { return t.AsTime().Format(time.RFC3339) }
 
 func (a *app) revokeTokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -203,8 +203,8 @@ the certificates of Brain and of hosts by it.`,
 	return cmd
 }
 
-// administer is withTokens with the token that Brain has published for its user's administration, if
-// none is given.
+// administer is withTokens with the token that Brain has published for its user's administration,
+// if none is given.
 func (a *app) administer(ctx context.Context, run func(context.Context, brainv1connect.TokenServiceClient) error) error {
 	if a.token+a.tokenFile == "" && os.Getenv("RAYLINK_TOKEN") == "" {
 		address, err := a.address(ctx)
@@ -232,7 +232,8 @@ func (a *app) withTokens(ctx context.Context, run func(context.Context, brainv1c
 	defer cancel()
 	err = run(ctx, brainv1connect.NewTokenServiceClient(s.client("")))
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
-		return usagef("the system has no CA of its own, and one token: it listens on loopback only, is insecure on purpose, or has an organisation's certificates")
+		return usagef("the system has no CA of its own, and one token: " +
+			"it listens on loopback only, is insecure on purpose, or has an organisation's certificates")
 	}
 	return err
 }

@@ -6,8 +6,8 @@
 //
 //   - A process proves its token only after it has verified that the CA of Brain's certificate is
 //     the token's. The token itself is not sent.
-//   - What a stranger can make the server keep or compute is bounded: an exchange has four messages,
-//     each of at most 16 KiB, and one signature at most. The caller bounds its time.
+//   - What a stranger can make the server keep or compute is bounded: an exchange has four
+//     messages, each of at most 16 KiB, and one signature at most. The caller bounds its time.
 //   - A certificate that is renewed has the role and the token of the one before it.
 package admission
 

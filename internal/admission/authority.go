@@ -223,7 +223,7 @@ func (a *Authority) sign(e *exchange, req *brainv1.JoinRequest, peer pki.Peer, r
 	return peer, res, nil
 }
 
-// Register registers the service that administers tokens. The server decides who may call it.
+// Register registers the service that administers tokens. The server authorizes its calls.
 func (a *Authority) Register(server *connect.Server) {
 	brainv1connect.RegisterTokenServiceHandler(server, &service{a})
 }

@@ -102,8 +102,8 @@ const (
 	maxTokenFile = 1 << 10
 )
 
-// Secret returns a random secret that is kept with the CA, and makes it on the first call. The hosts
-// of a system know each other by it where they share a machine.
+// Secret returns a random secret that is kept with the CA, and makes it on the first call. The
+// hosts of a system know each other by it where they share a machine.
 func (c *CA) Secret() (string, error) {
 	text, err := keep(filepath.Join(c.dir, secretFile), func() (string, error) {
 		return encoding.EncodeToString(newSecret().random()[:]), nil

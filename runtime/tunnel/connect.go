@@ -179,8 +179,8 @@ func ServerHandler(server *connect.Server) Handler {
 	return ServerHandlerWith(server, func(ctx context.Context) context.Context { return ctx })
 }
 
-// ServerHandlerWith is ServerHandler with contexts that with returns for those of calls: for what is
-// known of a connection's peer.
+// ServerHandlerWith is ServerHandler with contexts that with returns for those of calls: for what
+// is known of a connection's peer.
 func ServerHandlerWith(server *connect.Server, with func(context.Context) context.Context) Handler {
 	return &serverHandler{server: server, with: with}
 }

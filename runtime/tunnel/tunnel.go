@@ -163,8 +163,8 @@ func AcceptAny(
 	return c, nil, nil
 }
 
-// Refuse performs the accepting side of the handshake up to the dialler's HELLO, and refuses it with
-// reason, which is a [connect.Error]. It closes nc.
+// Refuse performs the accepting side of the handshake up to the dialler's HELLO, and refuses it
+// with reason, which is a [connect.Error]. It closes nc.
 func Refuse(ctx context.Context, nc net.Conn, cfg Config, reason error) error {
 	c := newConn(nc, cfg)
 	err := bounded(ctx, nc, c.cfg, func() error {

@@ -1,16 +1,16 @@
 // Package listen is a host's listener: one TCP listener and, for processes that share the file
 // system, a Unix socket. Both accept tunnels, which are recognized by their preface, and HTTP.
 //
-// With [Config].TLS the TCP listener serves TLS only, and the protocol is the one that the client has
-// chosen (ALPN).
+// With [Config].TLS the TCP listener serves TLS only, and the protocol is the one that the client
+// has chosen (ALPN).
 //
 // What a [Listener] promises:
 //
 //   - A connection whose other side has not proven that it knows the token is bounded in time, and
 //     all of them together in number: at the limit the oldest makes room for the newest.
-//   - Handshakes of TLS are bounded: how many begin a second, how many are computed at once, and how
-//     many bytes each may have.
-//   - A client that uses TLS where there is none, or the reverse, gets an error that says so.
+//   - Handshakes of TLS are bounded: how many begin a second, how many are computed at once, and
+//     how many bytes each may have.
+//   - A client that uses TLS where there is none, or the reverse, gets an error that names the mistake.
 //   - A tunnel is served by the handler with which Admit has accepted its dialler; an HTTP
 //     connection by the one HTTP handler, which decides with [ConnOf] what it may do.
 //   - [Listener.Shutdown] accepts nothing more and lets running requests end; [Listener.Close] ends

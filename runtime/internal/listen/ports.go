@@ -52,5 +52,5 @@ func parsePorts(text string) (first, last int, err error) {
 	if !found || aerr != nil || berr != nil || a == 0 || a > b {
 		return 0, 0, connect.Errorf(connect.CodeInvalidArgument, "the range of ports (RAYLINK_PORT_RANGE) is %.40q: it must be of the form 7000-7100", text)
 	}
-	return int(a), int(b), nil //nolint:gosec // 16 bits
+	return int(a), int(b), nil
 }

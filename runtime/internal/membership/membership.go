@@ -11,7 +11,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -417,5 +416,5 @@ func (m *Member) Describe() string {
 	case m.authority != nil:
 		return "TLS; this host has the CA"
 	}
-	return fmt.Sprintf("TLS; joined by the token %s", m.token.ID())
+	return "TLS; joined by the token " + m.token.ID()
 }

@@ -205,7 +205,7 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 }
 
 // isExpelled reports whether an error of the lease stream means that the host is no part of the
-// system any more: Brain has said so, or has refused its certificate until the lease was over.
+// system any more: Brain has declared it, or has refused its certificate until the lease was over.
 func (s *Session) isExpelled(err error, held bool, away time.Time) bool {
 	switch connect.CodeOf(err) { //nolint:exhaustive // the others are temporary
 	case connect.CodePermissionDenied:

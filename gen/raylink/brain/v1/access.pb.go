@@ -4,8 +4,7 @@
 // 	protoc        (unknown)
 // source: raylink/brain/v1/access.proto
 
-// Who may take part in a system that uses TLS: how a process joins, and the tokens by which it
-// does.
+// Admission to a system that uses TLS: how a process joins, and the tokens by which it does.
 
 package brainv1
 

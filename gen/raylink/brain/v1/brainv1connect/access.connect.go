@@ -2,8 +2,7 @@
 //
 // Source: raylink/brain/v1/access.proto
 
-// Who may take part in a system that uses TLS: how a process joins, and the tokens by which it
-// does.
+// Admission to a system that uses TLS: how a process joins, and the tokens by which it does.
 package brainv1connect
 
 import (
