@@ -10,7 +10,8 @@
 //     all of them together in number: at the limit the oldest makes room for the newest.
 //   - Handshakes of TLS are bounded: how many begin a second, how many are computed at once, and
 //     how many bytes each may have.
-//   - A client that uses TLS where there is none, or the reverse, gets an error that names the mistake.
+//   - A client that uses TLS where there is none, or the reverse, gets an error that names the
+//     mistake.
 //   - A tunnel is served by the handler with which Admit has accepted its dialler; an HTTP
 //     connection by the one HTTP handler, which decides with [ConnOf] what it may do.
 //   - [Listener.Shutdown] accepts nothing more and lets running requests end; [Listener.Close] ends
