@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -464,4 +466,64 @@ func TestSecretsStaySecret(t *testing.T) {
 	}
 	require.NotEmpty(t, log.String())
 	require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(e.echo(t, "rl1.wrong", "probe-0")))
+}
+
+// organisation is an own PKI in files: a CA, and a certificate for 127.0.0.1.
+type organisation struct {
+	cert, key, ca string
+}
+
+// write replaces the files by those of a new CA.
+func (o *organisation) write(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	ca, err := pki.OpenCA(dir + "/ca")
+	require.NoError(t, err)
+	request, err := pki.NewRequest("organisation")
+	require.NoError(t, err)
+	chain, err := ca.Sign(request.CSR(), pki.Grant{HostID: "organisation", Role: pki.RoleJoin, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
+	require.NoError(t, err)
+	cert, err := request.Accept(chain, pki.Trust{Roots: ca.Roots})
+	require.NoError(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	require.NoError(t, err)
+	write := func(path string, content []byte) {
+		require.NoError(t, os.WriteFile(path+".new", content, 0o600))
+		require.NoError(t, os.Rename(path+".new", path))
+	}
+	write(o.ca, ca.PEM())
+	write(o.key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	write(o.cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[0]}))
+}
+
+// TestOwnPKI: a system with an organisation's certificates, which are replaced while it runs.
+func TestOwnPKI(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	dir := t.TempDir()
+	o := &organisation{cert: dir + "/cert.pem", key: dir + "/key.pem", ca: dir + "/ca.pem"}
+	o.write(t)
+	files := raylink.WithOwnPKI(o.cert, o.key, o.ca)
+	rt := system(t, files, raylink.WithToken("s3cret"))
+	other := joined(t, rt, files, runtime.WithToken("s3cret"))
+	node := create(t, other, runtime.Here())
+	apart := create(t, other, runtime.OwnProcess())
+	for _, path := range []string{node.Ref().Path(), apart.Ref().Path()} {
+		found, err := contractv1raylink.FindProbe(ctx, rt, runtime.Path(path))
+		require.NoError(t, err)
+		_, err = found.Echo(ctx, &contractv1.EchoRequest{})
+		require.NoError(t, err)
+	}
+	_, err := join.Start(ctx, runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()), runtime.WithToken("s3cret"))
+	require.ErrorContains(t, err, "this address serves TLS only")
+	_, err = join.Start(ctx, runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()), files, runtime.WithToken("guess"))
+	require.ErrorContains(t, err, "did not prove")
+
+	o.write(t)
+	require.Eventually(t, func() bool {
+		again, err := join.Start(ctx, append([]join.Option{runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()), files, runtime.WithToken("s3cret")}, contract.Types()...)...)
+		return err == nil && again.Close() == nil
+	}, patience, 100*time.Millisecond, "the new certificates are used")
+	_, err = node.Echo(ctx, &contractv1.EchoRequest{})
+	require.NoError(t, err)
 }

@@ -292,11 +292,7 @@ func newOptions(opts ...Option) Options {
 	if o.HeapFloor == 0 {
 		o.HeapFloor = 16 << 20
 	}
-	for name, field := range map[string]*bool{"RAYLINK_INSECURE": &o.Insecure, "RAYLINK_TLS": &o.TLS, "RAYLINK_OPEN": &o.Open} {
-		if !*field && (field != &o.Open || !given) {
-			fromEnv(&o, name, "1 or 0", field, strconv.ParseBool)
-		}
-	}
+	flagsFromEnv(&o, given)
 	if o.listens = o.Listen != ""; !o.listens {
 		o.Listen = "127.0.0.1:0"
 	}
@@ -327,6 +323,16 @@ func newOptions(opts ...Option) Options {
 		o.MaxMessage = defaultMaxMessage
 	}
 	return o
+}
+
+// flagsFromEnv parses those that no option has set. given is set if an option rules out an open
+// system.
+func flagsFromEnv(o *Options, given bool) {
+	for name, field := range map[string]*bool{"RAYLINK_INSECURE": &o.Insecure, "RAYLINK_TLS": &o.TLS, "RAYLINK_OPEN": &o.Open} {
+		if !*field && (field != &o.Open || !given) {
+			fromEnv(o, name, "1 or 0", field, strconv.ParseBool)
+		}
+	}
 }
 
 // fromEnv parses an environment variable into field if it is set.

@@ -23,7 +23,7 @@ func open(t *testing.T) *Authority {
 
 // exchangeWith runs an exchange with the authority, by a client with a certificate, which may be
 // nil.
-func exchangeWith(t *testing.T, a *Authority, cert *tls.Certificate, run func(*tls.Conn) error) (client, server error, peer pki.Peer) {
+func exchangeWith(t *testing.T, a *Authority, cert *tls.Certificate, run func(*tls.Conn) error) (peer pki.Peer, client, server error) {
 	t.Helper()
 	brain, err := a.Own("brain", []string{"127.0.0.1"})
 	require.NoError(t, err)
@@ -58,7 +58,7 @@ func exchangeWith(t *testing.T, a *Authority, cert *tls.Certificate, run func(*t
 	client = run(conn)
 	server = <-served
 	_ = conn.Close() // it is over
-	return client, server, peer
+	return peer, client, server
 }
 
 // TestJoin: a host gets a certificate, the secret and Brain's address by a token.
@@ -66,7 +66,7 @@ func TestJoin(t *testing.T) {
 	t.Parallel()
 	a := open(t)
 	var got *Admitted
-	client, server, peer := exchangeWith(t, a, nil, func(conn *tls.Conn) (err error) {
+	peer, client, server := exchangeWith(t, a, nil, func(conn *tls.Conn) (err error) {
 		got, err = Join(conn, a.JoinToken(), host)
 		return err
 	})
@@ -79,14 +79,14 @@ func TestJoin(t *testing.T) {
 
 	call, _, err := a.tokens.Make(pki.RoleCall, "", got.Certificate.Leaf.NotAfter)
 	require.NoError(t, err)
-	client, _, _ = exchangeWith(t, a, nil, func(conn *tls.Conn) (err error) {
+	_, client, _ = exchangeWith(t, a, nil, func(conn *tls.Conn) (err error) {
 		got, err = Join(conn, call, host)
 		return err
 	})
 	require.NoError(t, client)
 	require.Empty(t, got.Secret, "a caller must not know the secret of hosts")
 
-	client, server, peer = exchangeWith(t, a, nil, func(conn *tls.Conn) error { return Prove(conn, call) })
+	peer, client, server = exchangeWith(t, a, nil, func(conn *tls.Conn) error { return Prove(conn, call) })
 	require.NoError(t, client)
 	require.NoError(t, server)
 	require.Equal(t, pki.Peer{Role: pki.RoleCall, TokenID: call.ID()}, peer)
@@ -97,7 +97,7 @@ func TestRenewal(t *testing.T) {
 	t.Parallel()
 	a := open(t)
 	var got *Admitted
-	client, _, _ := exchangeWith(t, a, nil, func(conn *tls.Conn) (err error) {
+	_, client, _ := exchangeWith(t, a, nil, func(conn *tls.Conn) (err error) {
 		got, err = Join(conn, a.JoinToken(), host)
 		return err
 	})
@@ -105,7 +105,7 @@ func TestRenewal(t *testing.T) {
 	renew := func(of string) (client, server error) {
 		request, err := pki.NewRequest(of)
 		require.NoError(t, err)
-		client, server, _ = exchangeWith(t, a, got.Certificate, func(conn *tls.Conn) error {
+		_, client, server = exchangeWith(t, a, got.Certificate, func(conn *tls.Conn) error {
 			chain, err := Renew(conn, request.CSR())
 			if err == nil {
 				_, err = request.Accept(chain, a.Trust())

@@ -191,7 +191,10 @@ func (l *Listener) identifyTLS(ctx context.Context, nc net.Conn, in *bufio.Reade
 	}
 	from := origin{isTLS: true, tunnel: l.config.TLS.Tunnel}
 	state := conn.ConnectionState()
-	from.peer, _ = pki.PeerOf(state)
+	if l.config.TLS.IsNamed {
+		// An organisation's certificates are no identities, whatever they have.
+		from.peer, _ = pki.PeerOf(state)
+	}
 	switch state.NegotiatedProtocol {
 	case TunnelProtocol:
 		if len(state.PeerCertificates) == 0 {
