@@ -32,6 +32,16 @@ func WithOpen() Option { return runtime.WithOpen() }
 // WithInsecure allows unencrypted connections beyond loopback. See [Options].Insecure.
 func WithInsecure() Option { return runtime.WithInsecure() }
 
+// WithTLS encrypts connections on loopback, too, as they are beyond it. See [Options].TLS.
+func WithTLS() Option { return runtime.WithTLS() }
+
+// WithOwnPKI uses an organisation's certificates: this host's, its key, and the CAs of others. See
+// [Options].TLSCert.
+func WithOwnPKI(cert, key, ca string) Option { return runtime.WithOwnPKI(cert, key, ca) }
+
+// WithPortRange listens on one of the ports FIRST-LAST. See [Options].PortRange.
+func WithPortRange(ports string) Option { return runtime.WithPortRange(ports) }
+
 // WithOrigins lets pages of browser origins, such as https://app.example.com, call nodes. See
 // [Options].Origins.
 func WithOrigins(origins ...string) Option { return runtime.WithOrigins(origins...) }

@@ -44,6 +44,15 @@ type BrainOptions struct {
 	Open bool
 	// Insecure allows unencrypted connections beyond loopback. RAYLINK_INSECURE=1.
 	Insecure bool
+	// TLS encrypts on loopback, too, see [Options].TLS. RAYLINK_TLS=1.
+	TLS bool
+	// TLSCert, TLSKey and TLSCA are the files of an organisation's own PKI, see [Options].TLSCert.
+	// RAYLINK_TLS_CERT, RAYLINK_TLS_KEY, RAYLINK_TLS_CA. By default Brain makes a CA in the folder
+	// `pki` of Data.
+	TLSCert, TLSKey, TLSCA string
+	// PortRange are the ports to listen on where an address has port 0, see [Options].PortRange.
+	// RAYLINK_PORT_RANGE.
+	PortRange string
 	// Origins are the browser origins whose pages may call nodes, here and at the hosts that join.
 	// By default there are none.
 	Origins []string
@@ -69,6 +78,9 @@ type BrainOptions struct {
 	// Serving is called once, when Brain serves at the address. tokenFile is the file with the
 	// token that Brain has made; it is "" if the token was given or Brain is open.
 	Serving func(address, data, tokenFile string)
+	// Joining is called after Serving in a system that uses TLS with a CA of its own, with the
+	// token by which other machines join.
+	Joining func(address, token string)
 }
 
 // ServeBrain runs a Brain that keeps its registry on disk, for other processes to join. It returns
@@ -83,7 +95,17 @@ func ServeBrain(ctx context.Context, o BrainOptions) error {
 	if serving == nil {
 		serving = func(string, string, string) {}
 	}
-	return assemble.ServeBrain(ctx, durable(o.Parameters, o.Storage), o.runtime, serving)
+	joining := o.Joining
+	if joining == nil {
+		joining = func(string, string) {}
+	}
+	ready := func(address, data, tokenFile, joinToken string) {
+		serving(address, data, tokenFile)
+		if joinToken != "" {
+			joining(address, joinToken)
+		}
+	}
+	return assemble.ServeBrain(ctx, durable(o.Parameters, o.Storage), o.runtime, ready)
 }
 
 // runtime returns the options of Brain's own host.
@@ -103,6 +125,10 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 		}
 	}
 	opts := []Option{WithData(o.Data), WithListen(listen), WithAdvertise(o.Advertise), WithToken(token), WithOrigins(o.Origins...)}
+	opts = append(opts, WithOwnPKI(o.TLSCert, o.TLSKey, o.TLSCA), WithPortRange(o.PortRange))
+	if o.TLS {
+		opts = append(opts, WithTLS())
+	}
 	if o.Open {
 		opts = append(opts, WithOpen())
 	}
@@ -136,6 +162,7 @@ func durable(captain *psv1.CaptainConfig, storage *storagev1.StorageConfig) *ass
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
 		Token:            rundir.KeptToken,
+		PKI:              func(data string) string { return filepath.Join(data, "pki") },
 		Log:              nodename.RootPath,
 		StartSystemNodes: assemble.Configuration{Storage: stored, Captain: captain}.StartSupervised,
 	}

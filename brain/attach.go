@@ -60,6 +60,10 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 	if err := tree.CheckMachine(host, first.GetMachine()); err != nil {
 		return err
 	}
+	peer, err := b.mayAttach(ctx, host)
+	if err != nil {
+		return err
+	}
 	session, err := b.leases.Attach(ctx, host)
 	if err != nil {
 		return err
@@ -72,7 +76,8 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 		return err
 	}
 	b.opts.Logger.Debug("host attached", "host", host.GetId(), "pid", host.GetPid(), "machine", host.GetMachine(), "unknown", len(unknown), "keeps", first.GetMachine().GetName())
-	answer := &brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Unknown: unknown, Web: b.opts.Web}
+	policy, changed := b.policy()
+	answer := &brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Unknown: unknown, Web: b.opts.Web, Access: policy}
 	if err := stream.Send(answer); err != nil {
 		return streamEnd(err)
 	}
@@ -93,6 +98,14 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 			}
 			session.Renew()
 			if err := stream.Send(&brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease)}); err != nil {
+				return streamEnd(err)
+			}
+		case <-changed:
+			if b.isRevoked(peer) {
+				return b.expel(ctx, host, peer)
+			}
+			policy, changed = b.policy()
+			if err := stream.Send(&brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Access: policy}); err != nil {
 				return streamEnd(err)
 			}
 		case <-session.Over():

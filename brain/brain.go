@@ -35,6 +35,7 @@ import (
 	"github.com/raylink/raylink/brain/internal/watch"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/access"
 	"github.com/raylink/raylink/internal/nodename"
 )
 
@@ -56,6 +57,9 @@ type Brain struct {
 
 	mu   sync.RWMutex // guards tree; only the committing goroutine writes it
 	tree *tree.Tree
+
+	// access is set before calls are served, in a system with a CA.
+	access access.Source
 
 	gatewaysMu sync.Mutex // guards gateways
 	gateways   []*gateway.Gateway

@@ -16,6 +16,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/pki"
 )
 
 // builtinMethods are the methods that every node has in addition to its own. They run concurrently,
@@ -48,6 +49,9 @@ var builtins = sync.OnceValue(func() *builtinMethods { //nolint:gochecknoglobals
 		&b.ping.m, &b.info.m, &b.children.m, &b.create.m, &b.cancelCreate.m, &b.createTunnel.m, &b.tunnelStats.m, &b.stop.m)
 	for _, m := range b.service.methods {
 		m.builtin = true
+	}
+	for _, m := range []*Method{&b.create.m, &b.cancelCreate.m, &b.stop.m} {
+		m.role = pki.RoleJoin
 	}
 	return b
 })

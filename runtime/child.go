@@ -52,7 +52,7 @@ func (h *Host) inherited() InheritedOptions {
 }
 
 // inherit replaces the options of a launched process by those that it has from its launcher.
-func (o *Options) inherit(p *launchPayload) { o.InheritedOptions = p.Options }
+func (o *Options) inherit(p *launchPayload) { o.InheritedOptions, o.listens = p.Options, true }
 
 func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) ([]byte, error) {
 	p := launchPayload{Type: t.Name(), Options: h.inherited(), Outlives: rec.GetRestarts()}

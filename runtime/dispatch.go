@@ -10,6 +10,8 @@ import (
 	"connectrpc.com/connect/v2/connectproto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/access"
+	"github.com/raylink/raylink/internal/pki"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -18,12 +20,21 @@ type dispatcher struct {
 	host *Host
 	// client is the id of the host at the other end.
 	client string
+	// peer is the identity of that host.
+	peer pki.Peer
+	// own serves the calls for this host itself.
+	own tunnel.Handler
 	// only and tag are set for a tagged tunnel, which serves one node.
 	only *Node
 	tag  *tunnelTag
 }
 
 var _ tunnel.Handler = (*dispatcher)(nil)
+
+func newDispatcher(h *Host, hello tunnel.Hello, peer pki.Peer) *dispatcher {
+	own := tunnel.ServerHandlerWith(h.tunnelled, func(ctx context.Context) context.Context { return access.WithPeer(ctx, peer) })
+	return &dispatcher{host: h, client: hello.Client, peer: peer, own: own}
+}
 
 // find returns the node of a target if that incarnation of it lives here.
 func (d *dispatcher) find(target string) (*Node, error) {
@@ -116,6 +127,9 @@ func (d *dispatcher) fillContext(in *tunnel.Incoming, res resolved, cc *callCont
 			return err
 		}
 	}
+	if err := authorizeMethod(d.peer, m); err != nil {
+		return err
+	}
 	if d.tag != nil {
 		d.tag.calls.Add(1)
 	}
@@ -161,7 +175,11 @@ func (a *arrival) Ended() {
 // inline on the goroutine that reads the connection.
 func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	if in.Target == "" && d.only == nil {
-		d.host.ownCalls.ServeUnary(in)
+		if err := d.host.authorize(d.peer, in.Procedure); err != nil {
+			in.ReplyNotRun(err)
+			return
+		}
+		d.own.ServeUnary(in)
 		return
 	}
 	a := in.State.(*arrival) //nolint:forcetypeassert // NewIncoming made it
@@ -200,7 +218,11 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 // ServeStream implements [tunnel.Handler].
 func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, stream connect.ServerStream) error {
 	if in.Target == "" && d.only == nil {
-		return d.host.ownCalls.ServeStream(ctx, in, stream)
+		if err := d.host.authorize(d.peer, in.Procedure); err != nil {
+			in.ReplyNotRun(err)
+			return err
+		}
+		return d.own.ServeStream(ctx, in, stream)
 	}
 	cc := &in.State.(*arrival).cc //nolint:forcetypeassert // NewIncoming made it
 	res, err := d.resolve(in.Names)

@@ -21,10 +21,13 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	"github.com/raylink/raylink/gen/raylink/machine/v1/machinev1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/admission"
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/pki"
 	"github.com/raylink/raylink/runtime/internal/listen"
+	"github.com/raylink/raylink/runtime/internal/membership"
 	"github.com/raylink/raylink/runtime/internal/peers"
 	"github.com/raylink/raylink/runtime/internal/session"
 	"github.com/raylink/raylink/runtime/launch"
@@ -56,9 +59,10 @@ type Host struct {
 	machines *machineKeeper
 	output   *output
 	listener *listen.Listener
-	// guard authorizes HTTP requests; ownCalls serves the tunnel calls for the host itself.
-	guard    *webGuard
-	ownCalls tunnel.Handler
+	// guard authorizes HTTP requests.
+	guard *webGuard
+	// member is the membership in a system that uses TLS, else nil.
+	member *membership.Member
 	// tokenFile is set if this host has generated the system's token.
 	tokenFile string
 	peers     *peers.Pool
@@ -72,7 +76,8 @@ type Host struct {
 	layers []ClientInvoke
 	// waited is a pool of call states, see newWaitedCall.
 	waited sync.Pool
-	server *connect.Server
+	// server has the services of the host itself for HTTP clients, tunnelled for other hosts.
+	server, tunnelled *connect.Server
 	// dead removes what dead processes have left behind.
 	dead    deadSweeper
 	brain   brainv1connect.BrainServiceClient
@@ -139,10 +144,14 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	if err := options.check(); err != nil {
 		return nil, err
 	}
-	made := parts.Brain != nil && options.Token == "" && !options.Open
+	founds, err := foundsTLS(&options, parts.Brain != nil)
+	if err != nil {
+		return nil, err
+	}
+	made := !founds && parts.Brain != nil && options.Token == "" && !options.Open
 	if made {
-		if options.Token = parts.Token; options.Token == "" {
-			options.Token = rundir.NewToken()
+		if options.Token, err = tokenOf(parts); err != nil {
+			return nil, err
 		}
 	}
 	h := &Host{
@@ -190,16 +199,23 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 			return nil, err
 		}
 	}
-	h.server = newHostServer(h, parts.Brain)
+	authority, err := h.secure(ctx, parts, founds)
+	if err != nil {
+		return nil, err
+	}
+	h.server = newHostServer(h, parts.Brain, authority)
+	// What hosts call of each other is not for HTTP clients.
+	h.tunnelled = newHostServer(h, parts.Brain, authority)
+	machinev1connect.RegisterMachineServiceHandler(h.tunnelled, machineService{h})
 	h.peers = peers.New(peers.Config{
-		Host: h.id, Build: launch.Build(), Machine: h.machine, Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
+		Host: h.id, Build: launch.Build(), Machine: h.machine, Tunnel: h.tunnelConfig(), TLS: h.dialTLS(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
 		Opened: h.tunnelDialled,
 	})
 	if err = h.listen(parts.Brain); err != nil {
 		return nil, err
 	}
-	if made {
-		if err := h.publishToken(); err != nil {
+	if made || founds {
+		if err := h.publishToken(authority); err != nil {
 			return nil, err
 		}
 	}
@@ -220,10 +236,18 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	return h, nil
 }
 
+// tokenOf returns the token of a system that was given none.
+func tokenOf(parts hostapi.Parts) (string, error) {
+	if parts.Token == nil {
+		return rundir.NewToken(), nil
+	}
+	return parts.Token()
+}
+
 // tunnelConfig configures all tunnels of this host.
 func (h *Host) tunnelConfig() tunnel.Config {
 	return tunnel.Config{
-		Token: h.options.Token, MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2,
+		Token: h.sharedSecret(), MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2,
 		BusyPoll: h.options.BusyPoll, Watchdog: &h.watchdog, Logger: h.tunnelLog,
 	}
 }
@@ -234,18 +258,30 @@ func partOf(log *slog.Logger, part string) *slog.Logger {
 }
 
 // publishToken writes the generated token to a file that only this user's processes can read.
-func (h *Host) publishToken() (err error) {
+func (h *Host) publishToken(authority *admission.Authority) (err error) {
 	addresses := []string{h.listener.Advertised()}
 	if bound := h.listener.Bound(); bound != h.listener.Advertised() {
 		addresses = append(addresses, bound)
 	}
-	h.tokenFile, err = h.dir.PublishToken(h.options.Token, addresses...)
-	return err
+	if h.tokenFile, err = h.dir.PublishToken(h.options.Token, addresses...); err != nil || authority == nil {
+		return err
+	}
+	authority.SetAddress(h.listener.Advertised())
+	return h.dir.PublishAdminToken(authority.AdminToken().Reveal())
 }
 
 // TokenFile is the file with the system's token, if this host has generated it: programs of the
 // same user read it to call nodes over HTTP. It is "" if the token was configured or there is none.
 func (h *Host) TokenFile() string { return h.tokenFile }
+
+// JoinToken is the token by which other processes join the system, if this host has the CA of a
+// system that uses TLS; else "".
+func (h *Host) JoinToken() string {
+	if h.embedded == nil || h.member == nil || !h.member.IsNamed() {
+		return ""
+	}
+	return h.options.Token
+}
 
 // info returns what other hosts need to reach this one.
 func (h *Host) info() *nodev1.HostInfo {
@@ -463,6 +499,12 @@ func (s sessionHost) Nodes() []*nodev1.NodeRef {
 // OnPolicy implements [session.Host].
 func (s sessionHost) OnPolicy(policy *brainv1.WebPolicy) { s.host.guard.setPolicy(policy) }
 
+// OnAccess implements [session.Host].
+func (s sessionHost) OnAccess(policy *brainv1.AccessPolicy) { s.host.onAccess(policy) }
+
+// OnExpelled implements [session.Host].
+func (s sessionHost) OnExpelled(reason error) { s.host.onExpelled(reason) }
+
 // OnRecord implements [session.Host]: it passes a record to the handles of the node in this
 // process.
 func (s sessionHost) OnRecord(rec *nodev1.NodeRecord) {
@@ -488,12 +530,14 @@ func (h *Host) listen(brain hostapi.Brain) error {
 	if err != nil {
 		return err
 	}
-	// What hosts call of each other is not for HTTP clients.
-	tunnelled := newHostServer(h, brain)
-	machinev1connect.RegisterMachineServiceHandler(tunnelled, machineService{h})
-	h.guard, h.ownCalls = guard, tunnel.ServerHandler(tunnelled)
+	h.guard = guard
+	secured, err := h.serveTLS()
+	if err != nil {
+		return err
+	}
 	h.listener, err = listen.New(h.life, listen.Config{
-		Address: h.options.Listen, Advertise: h.options.Advertise, Socket: h.dir.Socket(), Tunnel: h.tunnelConfig(),
+		Address: h.options.Listen, Advertise: h.options.Advertise, Ports: h.options.PortRange, Socket: h.dir.Socket(), Tunnel: h.tunnelConfig(),
+		TLS: secured, Role: h.sharedRole(),
 		Self: tunnel.Welcome{Host: h.id, Build: launch.Build()}, Admit: h.admit, Log: h.log, Spawn: h.goBackground,
 	})
 	if err != nil {
@@ -507,13 +551,13 @@ func (h *Host) listen(brain hostapi.Brain) error {
 	return nil
 }
 
-// admit returns the dispatcher for a dialler, which has proven that it knows the token.
-func (h *Host) admit(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), error) {
+// admit returns the dispatcher for a dialler, which has proven that it is peer.
+func (h *Host) admit(hello tunnel.Hello, peer pki.Peer) (tunnel.Handler, func(*tunnel.Conn), error) {
 	if hello.Protocol != "" {
 		return nil, nil, connect.Errorf(connect.CodeUnimplemented, "a host's connections carry no %q", hello.Protocol)
 	}
 	if hello.Tag == "" {
-		return &dispatcher{host: h, client: hello.Client}, h.tunnelAccepted, nil
+		return newDispatcher(h, hello, peer), h.tunnelAccepted, nil
 	}
 	n := h.localNode(hello.Target)
 	if n == nil {
@@ -527,7 +571,9 @@ func (h *Host) admit(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), er
 		h.tunnelAccepted(conn)
 		tag.carry(conn)
 	}
-	return &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, opened, nil
+	d := newDispatcher(h, hello, peer)
+	d.only, d.tag = n, tag
+	return d, opened, nil
 }
 
 // deadSweeper removes the host directories of processes that were killed and could not do it

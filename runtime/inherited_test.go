@@ -26,6 +26,7 @@ var ownOptions = map[string]string{
 	"HeapFloor":          "of the process; RAYLINK_HEAP_FLOOR is inherited with the environment",
 	"Machine":            "a launched process describes no machine",
 	"alone":              "a launched process has the Brain that it inherits",
+	"listens":            "a launched process has the address that it inherits",
 	"invalid":            "errors of the environment, which the launcher has returned",
 }
 

@@ -75,7 +75,9 @@ type Options struct {
 	systemTypes []NodeType
 	// alone makes RAYLINK_BRAIN ignored. invalid are the environment variables that could not be
 	// parsed, as errors.
-	alone   bool
+	alone bool
+	// listens is set if an address to listen on was given.
+	listens bool
 	invalid []error
 }
 
@@ -109,11 +111,26 @@ type InheritedOptions struct {
 	// the one that is bound, as behind NAT; port 0 stands for the bound port. Nodes in processes of
 	// their own advertise the same host name. RAYLINK_ADVERTISE.
 	Advertise string
-	// Token is the shared secret of the system: both sides of every connection must know it, and
-	// HTTP clients send it as `Authorization: Bearer TOKEN`. RAYLINK_TOKEN. By default a system
-	// generates a token of 256 random bits when its Brain starts, and the same user's other
-	// processes on the machine find it without configuration. Choose one that is as hard to guess:
-	// any client that can connect can try tokens.
+	// PortRange are the ports, FIRST-LAST, to listen on where an address has port 0, for machines
+	// behind firewalls: `7000-7100`. RAYLINK_PORT_RANGE. The default is any free port.
+	PortRange string
+	// TLS encrypts on loopback, too. RAYLINK_TLS=1. Beyond loopback connections are encrypted
+	// unless Insecure is set. A process that joins uses TLS if its token is that of a system which
+	// does.
+	TLS bool
+	// TLSCert, TLSKey and TLSCA are the PEM files of an organisation's own PKI: this host's
+	// certificate with the intermediate ones, its private key, and the CAs that other hosts are
+	// verified by, each of which must be valid for the address that it is reached at. They are
+	// loaded again when they change. RAYLINK_TLS_CERT, RAYLINK_TLS_KEY, RAYLINK_TLS_CA. By default
+	// Brain is the system's CA.
+	TLSCert, TLSKey, TLSCA string
+	// Token is what a process joins by. On loopback it is the shared secret of the system: both
+	// sides of every connection must know it, and HTTP clients send it as `Authorization: Bearer
+	// TOKEN`. RAYLINK_TOKEN. By default a system generates a token of 256 random bits when its
+	// Brain starts, and the same user's other processes on the machine find it without
+	// configuration. Choose one that is as hard to guess: any client that can connect can try
+	// tokens. In a system with TLS and a CA of its own it is one of the form
+	// `rl1.FINGERPRINT.SECRET`, which Brain makes (`raylink token`).
 	Token string
 	// Open disables the token, on loopback only: every user of the machine then has full access to
 	// the system. RAYLINK_OPEN=1. A process that joins such a system must set it too.
@@ -179,6 +196,17 @@ func WithOpen() Option { return optionFunc(func(o *Options) { o.Open = true }) }
 
 // WithInsecure allows unencrypted connections beyond loopback. See [Options].Insecure.
 func WithInsecure() Option { return optionFunc(func(o *Options) { o.Insecure = true }) }
+
+// WithTLS encrypts on loopback, too. See [Options].TLS.
+func WithTLS() Option { return optionFunc(func(o *Options) { o.TLS = true }) }
+
+// WithOwnPKI uses an organisation's certificates, as PEM files. See [Options].TLSCert.
+func WithOwnPKI(cert, key, ca string) Option {
+	return optionFunc(func(o *Options) { o.TLSCert, o.TLSKey, o.TLSCA = cert, key, ca })
+}
+
+// WithPortRange sets the ports to listen on, FIRST-LAST. See [Options].PortRange.
+func WithPortRange(ports string) Option { return optionFunc(func(o *Options) { o.PortRange = ports }) }
 
 // WithOrigins adds browser origins whose pages may call nodes. See [Options].Origins.
 func WithOrigins(origins ...string) Option {
@@ -264,9 +292,10 @@ func newOptions(opts ...Option) Options {
 	for _, opt := range opts {
 		opt.ApplyRuntime(&o)
 	}
-	given := o.Token != "" // a token from an option overrides RAYLINK_OPEN, and WithOpen overrides RAYLINK_TOKEN
+	given := o.Token != "" || o.TLS // these options override RAYLINK_OPEN, and WithOpen overrides RAYLINK_TOKEN
 	for name, field := range map[string]*string{
 		"RAYLINK_BRAIN": &o.Brain, "RAYLINK_LISTEN": &o.Listen, "RAYLINK_ADVERTISE": &o.Advertise, "RAYLINK_TOKEN": &o.Token, "RAYLINK_DATA": &o.Data,
+		"RAYLINK_PORT_RANGE": &o.PortRange, "RAYLINK_TLS_CERT": &o.TLSCert, "RAYLINK_TLS_KEY": &o.TLSKey, "RAYLINK_TLS_CA": &o.TLSCA,
 	} {
 		if *field == "" && (field != &o.Token || !o.Open) && (field != &o.Brain || !o.alone) {
 			*field = os.Getenv(name)
@@ -284,13 +313,8 @@ func newOptions(opts ...Option) Options {
 	if o.HeapFloor == 0 {
 		o.HeapFloor = 16 << 20
 	}
-	if !o.Insecure {
-		fromEnv(&o, "RAYLINK_INSECURE", "1 or 0", &o.Insecure, strconv.ParseBool)
-	}
-	if !o.Open && !given {
-		fromEnv(&o, "RAYLINK_OPEN", "1 or 0", &o.Open, strconv.ParseBool)
-	}
-	if o.Listen == "" {
+	flagsFromEnv(&o, given)
+	if o.listens = o.Listen != ""; !o.listens {
 		o.Listen = "127.0.0.1:0"
 	}
 	levels, err := logs.Parse(os.Getenv("RAYLINK_LOG"), slog.LevelWarn)
@@ -322,6 +346,16 @@ func newOptions(opts ...Option) Options {
 	return o
 }
 
+// flagsFromEnv parses those that no option has set. given is set if an option rules out an open
+// system.
+func flagsFromEnv(o *Options, given bool) {
+	for name, field := range map[string]*bool{"RAYLINK_INSECURE": &o.Insecure, "RAYLINK_TLS": &o.TLS, "RAYLINK_OPEN": &o.Open} {
+		if !*field && (field != &o.Open || !given) {
+			fromEnv(o, name, "1 or 0", field, strconv.ParseBool)
+		}
+	}
+}
+
 // fromEnv parses an environment variable into field if it is set.
 func fromEnv[T any](o *Options, name, form string, field *T, parse func(string) (T, error)) {
 	text := os.Getenv(name)
@@ -350,8 +384,18 @@ func (o *Options) check() error {
 		return connect.NewError(connect.CodeInvalidArgument,
 			"a token is given (WithToken, --token, RAYLINK_TOKEN) and the system is to be open (WithOpen, --open, RAYLINK_OPEN): which one is it?")
 	}
+	if n := len(o.TLSCert) * len(o.TLSKey) * len(o.TLSCA); n == 0 && o.TLSCert+o.TLSKey+o.TLSCA != "" {
+		return connect.NewError(connect.CodeInvalidArgument,
+			"an organisation's own PKI needs all of --tls-cert, --tls-key and --tls-ca (RAYLINK_TLS_CERT, RAYLINK_TLS_KEY, RAYLINK_TLS_CA)")
+	}
+	if o.usesTLS() && o.Insecure {
+		return connect.NewError(connect.CodeInvalidArgument, "TLS is asked for (RAYLINK_TLS, RAYLINK_TLS_CERT), and --insecure (RAYLINK_INSECURE): which one is it?")
+	}
 	return errors.Join(o.invalid...)
 }
+
+// usesTLS reports whether the options ask for TLS.
+func (o *Options) usesTLS() bool { return o.TLS || o.TLSCert != "" }
 
 // String formats the addresses and directories that are set; of the token it shows only that there
 // is one.

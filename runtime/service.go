@@ -12,7 +12,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 
+	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/pki"
 )
 
 // Defaults of options that a schema leaves out, as raylink/options/v1 documents them.
@@ -62,7 +64,7 @@ func newService(desc protoreflect.ServiceDescriptor, config serviceConfig, metho
 			panic(fmt.Sprintf("raylink: service %s has no method %s: generated code and schema differ; run `buf generate`", s.name, m.name))
 		}
 		m.service, m.index = s, i
-		m.shape = streamTypeOf(md)
+		m.shape, m.role = streamTypeOf(md), roleOf(md)
 		m.requestType, m.responseType = reflect.TypeOf(m.newRequest()), reflect.TypeOf(m.newResponse())
 		m.spec = connect.Spec{
 			StreamType:       m.shape,
@@ -107,6 +109,17 @@ func streamTypeOf(md protoreflect.MethodDescriptor) connect.StreamType {
 	return t
 }
 
+func roleOf(md protoreflect.MethodDescriptor) pki.Role {
+	switch opts, _ := proto.GetExtension(md.Options(), optionsv1.E_Method).(*optionsv1.MethodOptions); opts.GetRole() {
+	case optionsv1.Role_ROLE_ADMIN:
+		return pki.RoleAdmin
+	case optionsv1.Role_ROLE_JOIN:
+		return pki.RoleJoin
+	case optionsv1.Role_ROLE_UNSPECIFIED, optionsv1.Role_ROLE_CALL:
+	}
+	return ""
+}
+
 func idempotencyOf(md protoreflect.MethodDescriptor) connect.IdempotencyLevel {
 	opts, ok := md.Options().(*descriptorpb.MethodOptions)
 	if !ok {
@@ -137,6 +150,8 @@ type Method struct {
 	index int
 	// builtin is set for the methods that every node has.
 	builtin bool
+	// role is what the schema requires of callers; "" for nothing in particular.
+	role    pki.Role
 	service *Service
 	spec    connect.Spec
 

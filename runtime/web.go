@@ -13,6 +13,8 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/grpcreflect/v2"
 
+	"github.com/raylink/raylink/internal/access"
+	"github.com/raylink/raylink/internal/admission"
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/internal/nodeurl"
@@ -112,6 +114,10 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		// An embedded Brain serves the built-in methods as every node does.
 		name = nodename.RootPath
 	} else if w.ownProcedures[procedure] && (atRoot || isHostService(procedure)) {
+		if err := w.host.authorizeRequest(r.Context(), procedure); err != nil {
+			w.refuse(rw, r, err)
+			return
+		}
 		w.host.guard.untilClosed(rw, r, true, w.own.handler(r))
 		return
 	}
@@ -125,7 +131,11 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.refuse(rw, r, connect.Errorf(connect.CodeNotFound, "no node %q is on this host; Brain's address reaches every node", name))
 		return
 	}
-	if _, err := n.lookupMethod(procedure); err != nil {
+	m, err := n.lookupMethod(procedure)
+	if peer, known := access.Peer(r.Context()); err == nil && known {
+		err = authorizeMethod(peer, m)
+	}
+	if err != nil {
 		w.refuse(rw, r, err)
 		return
 	}
@@ -197,10 +207,13 @@ func isHostService(procedure string) bool {
 }
 
 // newHostServer makes the services of the host itself, for HTTP and tunnels alike.
-func newHostServer(h *Host, brain hostapi.Brain) *connect.Server {
+func newHostServer(h *Host, brain hostapi.Brain, authority *admission.Authority) *connect.Server {
 	server := connect.NewServer()
 	if brain != nil {
 		brain.Register(server)
+	}
+	if authority != nil {
+		authority.Register(server)
 	}
 	mountHealth(server, h)
 	names := h.serviceNames()

@@ -19,8 +19,10 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	healthv1 "github.com/raylink/raylink/gen/raylink/health/v1"
+	"github.com/raylink/raylink/internal/access"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/internal/nodeurl"
+	"github.com/raylink/raylink/internal/pki"
 	"github.com/raylink/raylink/runtime/internal/listen"
 )
 
@@ -66,10 +68,15 @@ func newWebGuard(h *Host) (*webGuard, error) {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "the address to listen on, %q, is not of the form HOST:PORT", o.Listen)
 	}
 	g.loopback = listen.IsLoopback(host)
-	if !g.loopback && (o.Token == "" || !o.Insecure) {
+	switch {
+	case g.loopback || h.member != nil:
+	case o.Token == "" || !o.Insecure:
 		return nil, connect.Errorf(connect.CodeFailedPrecondition,
-			"listening on %s, beyond loopback, needs a token (RAYLINK_TOKEN; without it one is made, but not with --open) and "+
-				"--insecure (RAYLINK_INSECURE=1): nothing is encrypted yet", o.Listen)
+			"listening on %s, beyond loopback, needs TLS: the token of a system that uses it (RAYLINK_TOKEN; `raylink token` prints it there), or "+
+				"certificates (RAYLINK_TLS_CERT). --insecure (RAYLINK_INSECURE=1), with a token, is for networks that are trusted", o.Listen)
+	default:
+		h.log.Warn("this host listens beyond loopback, and nothing is encrypted (--insecure): any process that can read the network can read and change calls",
+			slog.String("listen", o.Listen))
 	}
 	return g, nil
 }
@@ -146,18 +153,52 @@ func (g *webGuard) admitRequest(w http.ResponseWriter, r *http.Request, next htt
 		g.answerProbe(w, r)
 		return
 	}
-	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	peer, err := g.identify(r)
 	switch {
-	case isProven(r.Context()) || g.tokenFits(token):
+	case err == nil:
 		if c := listen.ConnOf(r.Context()); c != nil {
 			c.Admit()
+			if peer.TokenID != "" && peer.HostID == "" {
+				c.HasSent(peer.TokenID)
+			}
 		}
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(w, r.WithContext(access.WithPeer(r.Context(), forwarded(peer, r))))
 	case isPublic(r):
-		g.servePublic(w, r, next)
+		g.servePublic(w, r.WithContext(access.WithPeer(r.Context(), pki.Peer{})), next)
 	default:
-		g.refuseRequest(w, r, connect.NewError(connect.CodeUnauthenticated, wrongToken))
+		g.refuseRequest(w, r, err)
 	}
+}
+
+// identify returns the identity of a request's sender: that of its connection, or that which its
+// token gives.
+func (g *webGuard) identify(r *http.Request) (pki.Peer, error) {
+	if c := listen.ConnOf(r.Context()); c != nil && c.IsProven() {
+		return c.Peer(), nil
+	}
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if m := g.host.member; m != nil && m.IsNamed() {
+		peer, err := m.Authenticate(token)
+		if err != nil {
+			return pki.Peer{}, connect.Errorf(connect.CodeUnauthenticated, "%s (%v)", wrongToken, err).WithCause(err)
+		}
+		return peer, nil
+	}
+	if !g.tokenFits(token) {
+		return pki.Peer{}, connect.NewError(connect.CodeUnauthenticated, wrongToken)
+	}
+	return pki.Peer{Role: pki.RoleAdmin}, nil
+}
+
+// forwarded returns the identity of a request that a gateway has forwarded: with the lesser of its
+// role and that of the gateway's own caller.
+func forwarded(peer pki.Peer, r *http.Request) pki.Peer {
+	for _, value := range r.Header.Values(nodeurl.RoleHeader) {
+		if role := pki.Role(value); !role.Includes(peer.Role) {
+			peer.Role = role // one that is not known is none
+		}
+	}
+	return peer
 }
 
 // answerProbe responds with `ok`, or that the host is not serving, and nothing else.

@@ -28,6 +28,10 @@ Once it serves, it prints one line with its address. The token that callers need
 same user find it by themselves (see raylink token).
 
 It shuts down gracefully when it is interrupted or terminated; a second signal ends it at once.
+Beyond loopback everything is encrypted by TLS: at its first start Brain makes a CA in --data, and prints
+the token by which other machines join. --tls-cert uses certificates of your own instead, and --insecure
+none.
+
 Restarted with the same --data, after any kind of end, it still knows every node, and programs that
 had joined it reconnect by themselves if its address is the same.
 
@@ -43,8 +47,10 @@ restarted: it keeps its configuration, and gets the new one when it starts again
 				return errOpenAndToken()
 			}
 			o.Token, o.TokenFile, o.Open = a.token, a.tokenFile, a.open
+			o.TLSCert, o.TLSKey, o.TLSCA = a.tlsCert, a.tlsKey, a.tlsCA
 			o.Parameters, o.Storage = &captain, &store
 			o.Serving = a.serving
+			o.Joining = a.joining
 			if err := raylink.ServeBrain(cmd.Context(), o); err != nil {
 				return &localError{err}
 			}
@@ -55,7 +61,9 @@ restarted: it keeps its configuration, and gets the new one when it starts again
 	flags.StringVar(&o.Data, "data", "", "the directory of registry, token and logs (RAYLINK_DATA; default: `raylink` in the user's state directory)")
 	flags.StringVar(&o.Listen, "listen", "", "the address to listen on (RAYLINK_LISTEN; default "+raylink.DefaultBrainAddress+")")
 	flags.StringVar(&o.Advertise, "advertise", "", "the address that others connect to, if it differs from --listen (RAYLINK_ADVERTISE)")
-	flags.BoolVar(&o.Insecure, "insecure", false, "listen beyond loopback although nothing is encrypted (RAYLINK_INSECURE=1)")
+	flags.BoolVar(&o.Insecure, "insecure", false, "listen beyond loopback without TLS, where the network is trusted (RAYLINK_INSECURE=1)")
+	flags.BoolVar(&o.TLS, "tls", false, "use TLS on loopback, too (RAYLINK_TLS=1)")
+	flags.StringVar(&o.PortRange, "port-range", "", "the ports for Brain's own nodes, and for Brain with port 0, e.g. 7000-7100 (RAYLINK_PORT_RANGE)")
 	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose pages may call, here and at the hosts that join; may be repeated; * for every one")
 	flags.BoolVar(&o.Compression, "compress", false, "gzip responses over HTTP for clients on other machines that ask for it, here and at the hosts that join")
 	flags.DurationVar(&o.Lease, "lease", 0, "how long a host may be silent before it is declared dead (default 10s)")
@@ -156,4 +164,14 @@ func (a *app) serving(address, data, tokenFile string) {
 		token = ", token in " + tokenFile
 	}
 	_, _ = fmt.Fprintf(a.out, "Brain serves at %s (data in %s%s): join it with RAYLINK_BRAIN=%s\n", address, data, token, address) // as above
+}
+
+// joining prints how to join Brain from another machine, in a system that uses TLS with a CA of its
+// own. The token is for people who read a terminal: in JSON it is not written.
+func (a *app) joining(address, token string) {
+	if a.output == outputJSON {
+		return
+	}
+	const text = "Everything is encrypted (TLS). To join from another machine:\n  RAYLINK_BRAIN=%s RAYLINK_TOKEN=%s raylink agent\n"
+	_, _ = fmt.Fprintf(a.out, text, address, token) // the reader may have closed the pipe
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -23,6 +24,9 @@ type app struct {
 	token     string
 	tokenFile string
 	open      bool
+	tlsCert   string
+	tlsKey    string
+	tlsCA     string
 	output    outputForm
 }
 
@@ -100,7 +104,7 @@ with code N, e.g. 69 for not_found (5).`,
 	root.AddCommand(
 		a.brainCommand(), a.agentCommand(), a.machinesCommand(), a.treeCommand(), a.methodsCommand(), a.callCommand(),
 		a.storageCommand(), a.psCommand(), a.replayCommand(),
-		a.tokenCommand(), a.versionCommand())
+		a.tokenCommand(), a.caCommand(), a.versionCommand())
 	root.InitDefaultCompletionCmd()
 	return root
 }
@@ -126,7 +130,18 @@ func (a *app) tokenFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&a.token, "token", "", "the system's token; other users may see it in the list of processes (RAYLINK_TOKEN)")
 	flags.StringVar(&a.tokenFile, "token-file", "", "read the system's token from the first line of this file")
+	flags.StringVar(&a.tlsCert, "tls-cert", "", "the PEM file of this side's certificate, in an organisation's own PKI (RAYLINK_TLS_CERT)")
+	flags.StringVar(&a.tlsKey, "tls-key", "", "the PEM file of its private key (RAYLINK_TLS_KEY)")
+	flags.StringVar(&a.tlsCA, "tls-ca", "", "the PEM file of the CAs that others are verified by (RAYLINK_TLS_CA)")
 	flags.BoolVar(&a.open, "open", false, "the system has no token: every user of the machine has full access (RAYLINK_OPEN=1)")
+}
+
+// files are the PEM files of an organisation's own PKI: certificate, key and CAs. The first is
+// empty if there are none.
+func (a *app) files() [3]string {
+	return [3]string{
+		cmp.Or(a.tlsCert, os.Getenv("RAYLINK_TLS_CERT")), cmp.Or(a.tlsKey, os.Getenv("RAYLINK_TLS_KEY")), cmp.Or(a.tlsCA, os.Getenv("RAYLINK_TLS_CA")),
+	}
 }
 
 // secret returns the token for the Brain at address: from a flag, the environment, or the file that

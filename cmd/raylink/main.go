@@ -9,7 +9,8 @@
 //	raylink storage get KEY                 print a value of a storage; storage put, incr, list, watch, save, load
 //	raylink ps tags                         list a parameter server's parameters; ps pull, push, save, load
 //	raylink replay stats                    show a replay's rows and tables; replay list, items, checkpoint, limit
-//	raylink token                           print the system's token
+//	raylink token                           print the system's token; token make, list, revoke
+//	raylink ca                              print the certificate of the system's CA
 //	raylink version                         print the versions of program and protocols
 //	raylink completion SHELL                print a script that completes all of this
 //

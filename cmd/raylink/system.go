@@ -56,6 +56,11 @@ func (a *app) connect(ctx context.Context) (*system, error) {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	transport := runtime.NewHTTPTransport(token, protocols)
+	if files := a.files(); files[0] != "" {
+		if transport, err = runtime.NewOwnPKITransport(token, protocols, files[0], files[1], files[2]); err != nil {
+			return nil, &localError{err}
+		}
+	}
 	connectTo := transport.DialContext
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, answerTimeout)

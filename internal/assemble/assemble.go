@@ -37,6 +37,8 @@ type Embed struct {
 	Open func(options runtime.Options, data string) (Brain, error)
 	// Token returns the token of the system if no option gives one; nil for a new one each time.
 	Token func(data string) (string, error)
+	// PKI returns the directory of the system's CA; nil for one that ends with the system.
+	PKI func(data string) string
 	// Log is the name of the process's own log in the run directory; empty for `driver`.
 	Log string
 	// StartSystemNodes creates the system's own nodes; nil for none.
@@ -159,10 +161,11 @@ func startAs(ctx context.Context, embed *Embed, options runtime.Options, agent b
 			return nil, err
 		}
 		parts.Brain = rt.brain
-		if embed.Token != nil && options.Token == "" && !options.Open {
-			if parts.Token, err = embed.Token(data); err != nil {
-				return nil, err
-			}
+		if embed.Token != nil {
+			parts.Token = func() (string, error) { return embed.Token(data) }
+		}
+		if embed.PKI != nil {
+			parts.PKI = embed.PKI(data)
 		}
 	}
 	var unknown error // why no token is known

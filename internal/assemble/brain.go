@@ -19,7 +19,7 @@ var serving atomic.Bool //nolint:gochecknoglobals // there is one process
 // the process was launched as the host of one of Brain's own nodes, it serves the node and never
 // returns; options is not called then.
 func ServeBrain(
-	ctx context.Context, embed *Embed, options func() (runtime.Options, error), ready func(address, data, tokenFile string),
+	ctx context.Context, embed *Embed, options func() (runtime.Options, error), ready func(address, data, tokenFile, joinToken string),
 ) error {
 	if !serving.CompareAndSwap(false, true) {
 		return connect.NewError(connect.CodeFailedPrecondition, "this process serves a Brain already")
@@ -44,7 +44,7 @@ func ServeBrain(
 	if err != nil {
 		return err
 	}
-	ready(rt.Address(), o.Data, rt.TokenFile())
+	ready(rt.Address(), o.Data, rt.TokenFile(), rt.JoinToken())
 	select {
 	case <-ctx.Done():
 	case <-rt.brain.Failed():

@@ -14,6 +14,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -21,6 +22,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/access"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 )
@@ -77,9 +79,14 @@ type Functions[Host, Options, Option, NodeType any] struct {
 type Parts struct {
 	// Brain is the one that is embedded in this process; nil for a process that joins another's.
 	Brain Brain
-	// Token is the token of a system with an embedded Brain where the options neither give one nor
-	// open the system. If it is empty, a new one is generated.
-	Token string
+	// Token returns the token of a system with an embedded Brain where the options neither give one
+	// nor open the system, nor is there TLS. If it is nil, a new one is generated.
+	Token func() (string, error)
+	// PKI is the directory of the CA that this host makes or opens if it founds a system that uses
+	// TLS. If it is empty, the CA ends with the system.
+	PKI string
+	// CertificateLifetime is that of the CA's certificates; 0 is the default. It is for tests.
+	CertificateLifetime time.Duration
 	// Run is the run directory.
 	Run *rundir.Run
 	// Launcher starts the processes of new nodes; nil runs this executable. Where a method of it or
@@ -103,6 +110,9 @@ type Brain interface {
 	// Gateway wraps the HTTP handler of the host's own nodes and forwards requests for other nodes.
 	// dial opens connections to hosts that have proven that they know the token.
 	Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler
+	// SetAccess makes Brain pass on to hosts which clients they serve, and end the leases of hosts
+	// whose token is revoked. It is called before calls are served, in a system with a CA.
+	SetAccess(source access.Source)
 	// SetHost announces the host under which Brain is reached.
 	SetHost(ctx context.Context, host *nodev1.HostInfo) error
 	// Root is Brain's own record.

@@ -39,6 +39,10 @@ const NodeHeader = "Raylink-Node"
 // if the caller is on its machine.
 const ViaHeader = "Raylink-Gateway"
 
+// RoleHeader carries the role of the caller whose request a gateway has forwarded. A host takes the
+// lesser of it and the role of the connection.
+const RoleHeader = "Raylink-Role"
+
 // ErrNotACall is the error of a request whose URL does not end in a service and a method.
 var ErrNotACall = errors.New("a call's URL is /<path, alias or nid of a node>/<package.Service>/<Method>")
 

@@ -19,9 +19,9 @@
 // [Token.Verify], [Request.Accept]. From then on [Source] renews the certificate.
 //
 // The files: ca.go is the CA, request.go the requests of hosts; token.go, tokenstore.go and
-// proof.go are the tokens and their proof; trust.go verifies peers, and explain.go explains alerts;
-// source.go renews certificates, and files.go loads those of an organisation's own PKI; private.go
-// reads and writes private files.
+// proof.go are the tokens and their proof, and known.go is what other hosts know of them; trust.go
+// verifies peers, and explain.go explains alerts; source.go renews certificates, and files.go loads
+// those of an organisation's own PKI; private.go reads and writes private files.
 package pki
 
 import (

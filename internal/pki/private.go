@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -78,6 +79,19 @@ func readBounded(file io.Reader, path string, limit int) ([]byte, error) {
 		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
 	}
 	return content, nil
+}
+
+// keep returns the line in a private file, and makes the file if there is none.
+func keep(path string, line func() (string, error)) (string, error) {
+	content, err := readPrivate(path, maxTokenFile)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return strings.TrimSpace(string(content)), err
+	}
+	text, err := line()
+	if err != nil {
+		return "", err
+	}
+	return text, writePrivate(path, []byte(text+"\n"))
 }
 
 // writePrivate replaces a file as a whole: after a crash there is the old content or the new one.

@@ -73,6 +73,15 @@ func (r *Request) Accept(chain [][]byte, trust Trust) (*tls.Certificate, error) 
 	return &tls.Certificate{Certificate: chain, PrivateKey: r.key, Leaf: leaf}, nil
 }
 
+// RequestedHost returns the host id that a request, which may be hostile, is for.
+func RequestedHost(csr []byte) (string, error) {
+	request, err := parseRequest(csr)
+	if err != nil {
+		return "", fmt.Errorf("refused a certificate request: %w", err)
+	}
+	return request.hostID, nil
+}
+
 func parseChain(chain [][]byte) ([]*x509.Certificate, error) {
 	if len(chain) == 0 || len(chain) > maxChain {
 		return nil, fmt.Errorf("the chain has %d certificates, not 1 to %d", len(chain), maxChain)

@@ -52,8 +52,14 @@ func newSecret() *secret { return &secret{bytes: new([secretSize]byte)} }
 // newToken makes a token with a random secret.
 func newToken(fingerprint string) Token {
 	t := Token{fingerprint: fingerprint, secret: newSecret()}
-	rand.Read(t.secret.bytes[:]) // never fails
+	t.secret.random()
 	return t
+}
+
+// random fills the secret with random bytes, and returns them.
+func (s *secret) random() *[secretSize]byte {
+	rand.Read(s.bytes[:]) // never fails
+	return s.bytes
 }
 
 // ParseToken parses the text of a token. It accepts exactly what [Token.Reveal] returns. Its errors

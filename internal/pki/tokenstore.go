@@ -65,8 +65,9 @@ type TokenStore struct {
 	path        string
 	fingerprint string
 
-	mu     sync.Mutex // guards tokens, and writes of the file
-	tokens map[string]*storedToken
+	mu      sync.Mutex // guards the fields below, and writes of the file
+	tokens  map[string]*storedToken
+	changed chan struct{} // see Changed
 }
 
 // storedToken is immutable: a changed token is a new one. The key is a pointer for the same reason
@@ -80,6 +81,7 @@ type storedToken struct {
 func OpenTokenStore(ca *CA) (*TokenStore, error) {
 	s := &TokenStore{
 		path: filepath.Join(ca.dir, tokensFile), fingerprint: ca.fingerprint, tokens: make(map[string]*storedToken),
+		changed: make(chan struct{}),
 	}
 	content, err := readPrivate(s.path, maxTokensFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -228,6 +230,8 @@ func (s *TokenStore) put(changed *storedToken) error {
 		return err
 	}
 	s.tokens = tokens
+	close(s.changed)
+	s.changed = make(chan struct{})
 	return nil
 }
 

@@ -26,8 +26,10 @@ import (
 const (
 	tokensFolder = "tokens"
 	tokenFile    = "token"
-	tokenBytes   = 32
-	maxTokenFile = 4 << 10
+	// adminTokenFile is beside tokenFile.
+	adminTokenFile = "admin-token"
+	tokenBytes     = 32
+	maxTokenFile   = 4 << 10
 )
 
 // ErrNoToken is the error for an address without a known token.
@@ -65,6 +67,32 @@ func (h *Host) PublishToken(token string, addresses ...string) (string, error) {
 		}
 	}
 	return filepath.Join(folder, tokenName(addresses[0])), nil
+}
+
+// PublishAdminToken puts a token beside the published one, for [FindAdminToken].
+func (h *Host) PublishAdminToken(token string) error {
+	if err := writeNew(filepath.Join(h.path, adminTokenFile), token); err != nil {
+		return fmt.Errorf("rundir: publishing the admin token: %w", err)
+	}
+	return nil
+}
+
+// FindAdminToken returns the token with the role admin of the system whose Brain is at the address,
+// HOST:PORT. The error is [ErrNoToken] if this user has started no Brain with such a token there.
+func FindAdminToken(address string) (string, error) {
+	_, path, err := FindToken(address)
+	if err != nil {
+		return "", err
+	}
+	file, err := filepath.EvalSymlinks(path) // FindToken has verified where it leads
+	if err != nil {
+		return "", fmt.Errorf("rundir: reading the admin token for Brain at %s: %w", address, err)
+	}
+	token, err := readToken(filepath.Join(filepath.Dir(file), adminTokenFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%w with the role admin is at Brain at %s", ErrNoToken, address)
+	}
+	return token, err
 }
 
 // sweepTokens removes the links whose processes have ended.

@@ -175,9 +175,20 @@ func (t *transport) NewClientStream(ctx context.Context, spec connect.Spec) (con
 // [connect.Error] reaches the caller as Unknown with its text, and a context error as Canceled or
 // DeadlineExceeded. An error received from another node is passed on with its code, text and
 // details.
-func ServerHandler(server *connect.Server) Handler { return &serverHandler{server: server} }
+func ServerHandler(server *connect.Server) Handler {
+	return ServerHandlerWith(server, func(ctx context.Context) context.Context { return ctx })
+}
 
-type serverHandler struct{ server *connect.Server }
+// ServerHandlerWith is ServerHandler with contexts that with returns for those of calls: for what
+// is known of a connection's peer.
+func ServerHandlerWith(server *connect.Server, with func(context.Context) context.Context) Handler {
+	return &serverHandler{server: server, with: with}
+}
+
+type serverHandler struct {
+	server *connect.Server
+	with   func(context.Context) context.Context
+}
 
 // ServeUnary runs the method on its own goroutine, with a copy of the request.
 func (h *serverHandler) ServeUnary(in *Incoming) {
@@ -191,7 +202,7 @@ func (h *serverHandler) unary(in *Incoming, body *codec.Buffer) {
 	info := serverInfo(in)
 	stream := &unaryServer{in: in, info: info, body: body}
 	in.conn().runHandler(in, func() error {
-		err := h.server.Call(in.Context(), in.Procedure, info, stream)
+		err := h.server.Call(h.with(in.Context()), in.Procedure, info, stream)
 		if err == nil && !stream.answered {
 			return connect.Errorf(connect.CodeInternal, "%s returned without a response", in.Procedure)
 		}
@@ -210,7 +221,7 @@ func (h *serverHandler) unary(in *Incoming, body *codec.Buffer) {
 func (h *serverHandler) ServeStream(ctx context.Context, in *Incoming, stream connect.ServerStream) error {
 	info := serverInfo(in)
 	informed := &metadataStream{in: in, info: info, stream: stream}
-	err := h.server.Call(ctx, in.Procedure, info, informed)
+	err := h.server.Call(h.with(ctx), in.Procedure, info, informed)
 	trailer, trailerErr := HeaderFrom(info.ResponseTrailer())
 	in.SetTrailer(trailer)
 	return cmp.Or(err, informed.head(), unsendableReply(trailerErr))

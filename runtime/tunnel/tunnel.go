@@ -163,6 +163,23 @@ func AcceptAny(
 	return c, nil, nil
 }
 
+// Refuse performs the accepting side of the handshake up to the dialler's HELLO, and refuses it
+// with reason, which is a [connect.Error]. It closes nc.
+func Refuse(ctx context.Context, nc net.Conn, cfg Config, reason error) error {
+	c := newConn(nc, cfg)
+	err := bounded(ctx, nc, c.cfg, func() error {
+		if err := readPreface(c.frames); err != nil {
+			return err
+		}
+		if _, _, err := readHandshakeFrame(c.frames); err != nil {
+			return err
+		}
+		return c.refuseWithPreface(reason)
+	})
+	c.reading.in.mem.Free()
+	return errors.Join(err, closeQuietly(nc))
+}
+
 // raw returns the underlying connection, including any bytes read beyond the handshake.
 func (c *Conn) raw() net.Conn {
 	nc := c.nc

@@ -34,6 +34,7 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/access"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/internal/nodeurl"
 )
@@ -237,6 +238,10 @@ func rewrite(pr *httputil.ProxyRequest) {
 			pr.Out.Header.Del(name)
 		}
 	}
+	if peer, known := access.Peer(pr.In.Context()); known {
+		// Without it, the request would have the role of this process.
+		pr.Out.Header.Set(nodeurl.RoleHeader, string(peer.Role))
+	}
 	// For the host's log only: the host trusts the gateway, not these headers.
 	pr.SetXForwarded()
 }
@@ -246,7 +251,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 // the gateway, which has proven that it knows the token.
 func isForListener(name string) bool {
 	switch name {
-	case nodeurl.NodeHeader, "Authorization", "Origin", "Cookie", "Proxy-Authorization":
+	case nodeurl.NodeHeader, nodeurl.RoleHeader, "Authorization", "Origin", "Cookie", "Proxy-Authorization":
 		return true
 	}
 	return strings.HasPrefix(name, "Sec-Fetch-") || strings.HasPrefix(name, "Access-Control-")

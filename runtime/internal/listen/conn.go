@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"github.com/raylink/raylink/internal/pki"
 )
 
 // LingerTime is for how long the body of a refused request is read, so that the refusal arrives
@@ -23,8 +25,10 @@ type Conn struct {
 	in       io.Reader
 	listener *Listener
 	pending  *pending
-	// proven is set if the other side has proven in a handshake that it knows the token.
-	proven bool
+	// peer is the other side's identity, with a role if it has proven one in a handshake.
+	peer pki.Peer
+	// tokens are the ids of those that requests have sent. The listener's lock guards it.
+	tokens map[string]struct{}
 	// lingers is set if the connection must stay open until its other side has had time to read the
 	// refusal: closing it with unread data would reset it.
 	lingers atomic.Bool
@@ -38,9 +42,36 @@ func ConnOf(ctx context.Context) *Conn {
 	return c
 }
 
-// IsProven reports whether the other side has proven in a handshake that it knows the token: then
-// its requests need no Authorization header.
-func (c *Conn) IsProven() bool { return c.proven }
+// Peer is the identity that the other side has proven in a handshake: then its requests need no
+// Authorization header. It has no role if there is none.
+func (c *Conn) Peer() pki.Peer { return c.peer }
+
+// IsProven reports whether Peer has a role.
+func (c *Conn) IsProven() bool { return c.peer.Role != "" }
+
+// HasSent records the id of a token that a request has sent, for [Listener.CloseRevoked].
+func (c *Conn) HasSent(tokenID string) {
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	if c.tokens == nil {
+		c.tokens = make(map[string]struct{}, 1)
+	}
+	c.tokens[tokenID] = struct{}{}
+}
+
+// hasToken reports whether one of the connection's tokens is revoked. The caller holds the
+// listener's lock.
+func (c *Conn) hasToken(revoked func(tokenID string) bool) bool {
+	if c.peer.TokenID != "" && revoked(c.peer.TokenID) {
+		return true
+	}
+	for id := range c.tokens {
+		if revoked(id) {
+			return true
+		}
+	}
+	return false
+}
 
 // Admit lifts the limits of connections without a token: the other side has sent it.
 func (c *Conn) Admit() { c.pending.admit() }
@@ -66,24 +97,37 @@ func (c *Conn) Read(p []byte) (int, error) { return c.in.Read(p) }
 func (c *Conn) Close() error {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || !c.lingers.Swap(false) {
-		c.pending.gone()
+		c.gone()
 		return c.Conn.Close()
 	}
 	err := half.CloseWrite()
 	if !c.listener.config.Spawn(c.linger) {
-		c.pending.gone()
+		c.gone()
 		return errors.Join(err, c.Conn.Close())
 	}
 	return err
 }
 
+// gone removes the connection from the listener.
+func (c *Conn) gone() {
+	c.pending.gone()
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	delete(c.listener.webOpen, c)
+}
+
 // linger discards what arrives for a short time, and closes the connection.
 func (c *Conn) linger(ctx context.Context) {
-	defer c.pending.gone()
+	defer c.gone()
 	defer c.Conn.Close() //nolint:errcheck // the refusal has been written
-	if err := c.SetReadDeadline(time.Now().Add(LingerTime)); err != nil {
+	discard(ctx, c.Conn)
+}
+
+// discard reads a connection until its peer has closed it, for a short time at most.
+func discard(ctx context.Context, nc net.Conn) {
+	if err := nc.SetReadDeadline(time.Now().Add(LingerTime)); err != nil {
 		return
 	}
-	defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })()
-	_, _ = io.Copy(io.Discard, io.LimitReader(c.Conn, maxLinger)) // it ends in one way or another
+	defer context.AfterFunc(ctx, func() { _ = nc.SetReadDeadline(time.Unix(1, 0)) })()
+	_, _ = io.Copy(io.Discard, io.LimitReader(nc, maxLinger)) // it ends in one way or another
 }

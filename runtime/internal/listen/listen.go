@@ -1,10 +1,17 @@
 // Package listen is a host's listener: one TCP listener and, for processes that share the file
 // system, a Unix socket. Both accept tunnels, which are recognized by their preface, and HTTP.
 //
+// With [Config].TLS the TCP listener serves TLS only, and the protocol is the one that the client
+// has chosen (ALPN).
+//
 // What a [Listener] promises:
 //
 //   - A connection whose other side has not proven that it knows the token is bounded in time, and
 //     all of them together in number: at the limit the oldest makes room for the newest.
+//   - Handshakes of TLS are bounded: how many begin a second, how many are computed at once, and
+//     how many bytes each may have.
+//   - A client that uses TLS where there is none, or the reverse, gets an error that names the
+//     mistake.
 //   - A tunnel is served by the handler with which Admit has accepted its dialler; an HTTP
 //     connection by the one HTTP handler, which decides with [ConnOf] what it may do.
 //   - [Listener.Shutdown] accepts nothing more and lets running requests end; [Listener.Close] ends
@@ -26,6 +33,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/internal/pki"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -50,15 +58,21 @@ type Config struct {
 	// Advertise is the address under which others reach the listener; empty for the bound one. Port
 	// 0 stands for the bound port.
 	Advertise string
+	// Ports are those to choose from where Address has port 0, FIRST-LAST; empty for any free one.
+	Ports string
 	// Socket is the path of the Unix socket.
 	Socket string
 	// Tunnel configures the tunnels, and Self is what their diallers learn about this host.
 	Tunnel tunnel.Config
 	Self   tunnel.Welcome
 	// Admit returns the handler of a tunnel, or the error that refuses its dialler, which has
-	// proven that it knows the token. opened, which may be nil, is called once the tunnel is open.
-	Admit func(hello tunnel.Hello) (handler tunnel.Handler, opened func(*tunnel.Conn), err error)
-	Log   *slog.Logger
+	// proven that it is peer. opened, which may be nil, is called once the tunnel is open.
+	Admit func(hello tunnel.Hello, peer pki.Peer) (handler tunnel.Handler, opened func(*tunnel.Conn), err error)
+	// TLS is that of the TCP listener; nil for none.
+	TLS *TLS
+	// Role is that of a peer which has proven that it knows the token. The default is admin.
+	Role pki.Role
+	Log  *slog.Logger
 	// Spawn runs fn on a goroutine of the host, with a context that ends with the host. It returns
 	// false, without running fn, once the host has ended.
 	Spawn func(fn func(context.Context)) bool
@@ -75,28 +89,39 @@ type Listener struct {
 	unix       net.Listener // nil if it could not be bound
 	web        *http.Server
 	webConns   *connListener
-	// admission bounds the connections that are not admitted yet.
+	// admission bounds the connections that are not admitted yet, and crypto their handshakes.
 	admission *admission
+	crypto    *crypto
+	refusals  refusalLog
 	// closing is canceled when shutdown begins.
 	closing context.Context //nolint:containedctx // the lifetime of a listener, for the requests that it serves
 	cancel  context.CancelFunc
 
-	mu      sync.Mutex // guards the fields below
-	tunnels map[*tunnel.Conn]struct{}
+	mu sync.Mutex // guards the fields below
+	// tunnels have their diallers.
+	tunnels map[*tunnel.Conn]pki.Peer
+	// webOpen are the HTTP connections.
+	webOpen map[*Conn]struct{}
 	closed  bool
 }
 
 // New binds the addresses; connections are accepted from [Listener.Serve] on. A Unix socket that
 // can't be bound is logged, since TCP is equivalent. The caller must Close the listener.
 func New(ctx context.Context, config Config) (*Listener, error) {
+	if config.Role == "" {
+		config.Role = pki.RoleAdmin
+	}
 	if config.Listen == nil {
 		config.Listen = new(net.ListenConfig).Listen
 	}
-	l := &Listener{config: config, tunnels: make(map[*tunnel.Conn]struct{}), admission: newAdmission(), socket: config.Socket}
+	l := &Listener{
+		config: config, tunnels: make(map[*tunnel.Conn]pki.Peer), webOpen: make(map[*Conn]struct{}),
+		admission: newAdmission(), crypto: newCrypto(), socket: config.Socket,
+	}
 	l.closing, l.cancel = context.WithCancel(context.Background())
 	var err error
-	if l.tcp, err = config.Listen(ctx, "tcp", config.Address); err != nil {
-		return nil, connect.Errorf(connect.CodeUnavailable, "listening on %s: %v", config.Address, err)
+	if l.tcp, err = listenTCP(ctx, config); err != nil {
+		return nil, err
 	}
 	l.advertised = l.Bound()
 	if config.Advertise != "" {
@@ -176,7 +201,7 @@ func (l *Listener) accept(ctx context.Context, in net.Listener) {
 			if p == nil {
 				return
 			}
-			if !l.config.Spawn(func(ctx context.Context) { l.identify(ctx, nc, p) }) {
+			if !l.config.Spawn(func(ctx context.Context) { l.identify(ctx, nc, p, in == l.tcp) }) {
 				p.gone()
 				_ = nc.Close()
 				return
@@ -196,8 +221,20 @@ func (l *Listener) accept(ctx context.Context, in net.Listener) {
 // helloBytes is the size of the buffer for sniffing; the first bytes of nearly all connections fit.
 const helloBytes = 512
 
+// origin is what is known of a new connection.
+type origin struct {
+	// isTLS is set within TLS.
+	isTLS bool
+	// tunnel configures a tunnel.
+	tunnel tunnel.Config
+	// peer has a role if the other side has proven one.
+	peer pki.Peer
+	// refusal is why a tunnel is refused, nil if it is not.
+	refusal error
+}
+
 // identify sniffs what protocol a new connection speaks, and hands it over accordingly.
-func (l *Listener) identify(ctx context.Context, nc net.Conn, p *pending) {
+func (l *Listener) identify(ctx context.Context, nc net.Conn, p *pending, overTCP bool) {
 	isWeb := false
 	defer func() {
 		if !isWeb {
@@ -205,70 +242,137 @@ func (l *Listener) identify(ctx context.Context, nc net.Conn, p *pending) {
 		}
 	}()
 	in := bufio.NewReaderSize(nc, helloBytes)
-	if err := nc.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
-		_ = nc.Close()
-		return
-	}
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetReadDeadline(time.Unix(1, 0)) })
-	isTunnel := true
-	for i := range len(tunnel.Preface) {
-		head, err := in.Peek(i + 1)
+	from := origin{tunnel: l.config.Tunnel}
+	if overTCP {
+		head, err := l.peek(ctx, nc, in, 1)
 		if err != nil {
-			stop()
-			_ = nc.Close()
 			return
 		}
-		if head[i] != tunnel.Preface[i] {
-			isTunnel = false
-			break
+		isTLS := head[0] == recordHandshake
+		switch {
+		case isTLS && l.config.TLS != nil:
+			isWeb = l.identifyTLS(ctx, nc, in, p)
+			return
+		case isTLS:
+			l.refuseHTTP(ctx, nc, hasNoTLS)
+			return
+		case l.config.TLS != nil && head[0] != tunnel.Preface[0]:
+			l.refuseHTTP(ctx, nc, needsTLS)
+			return
+		case l.config.TLS != nil:
+			from.refusal = connect.NewError(connect.CodeFailedPrecondition, "this address serves TLS only, and the dialler does not use it: "+
+				"give it a token of this system (`raylink token` prints it; set RAYLINK_TOKEN), or --tls-ca where the system has certificates of its own")
 		}
 	}
-	if !stop() {
-		_ = nc.Close()
-		return
+	isWeb = l.sniff(ctx, nc, in, p, from)
+}
+
+// peek returns the first n bytes of a connection. On error the connection is closed.
+func (l *Listener) peek(ctx context.Context, nc net.Conn, in *bufio.Reader, n int) ([]byte, error) {
+	if in.Buffered() >= n {
+		return in.Peek(n)
 	}
-	if err := nc.SetReadDeadline(time.Time{}); err != nil {
+	if err := nc.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		_ = nc.Close()
-		return
+		return nil, err
 	}
-	if !isTunnel {
-		isWeb = true
-		l.webConns.deliver(&Conn{Conn: nc, in: &peekedReader{conn: nc, in: in}, listener: l, pending: p})
-		return
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetReadDeadline(time.Unix(1, 0)) })
+	head, err := in.Peek(n)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = nc.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		_ = nc.Close()
+	}
+	return head, err
+}
+
+// sniff distinguishes tunnels from HTTP.
+func (l *Listener) sniff(ctx context.Context, nc net.Conn, in *bufio.Reader, p *pending, from origin) (isWeb bool) {
+	for i := range len(tunnel.Preface) {
+		head, err := l.peek(ctx, nc, in, i+1)
+		if err != nil {
+			return false
+		}
+		if head[i] != tunnel.Preface[i] {
+			l.deliver(&Conn{Conn: nc, in: &peekedReader{conn: nc, in: in}, listener: l, pending: p, peer: from.peer})
+			return true
+		}
 	}
 	begun, err := in.Peek(in.Buffered())
 	if err != nil {
 		_ = nc.Close()
+		return false
+	}
+	return l.acceptTunnel(ctx, nc, begun, p, from)
+}
+
+// deliver passes a connection to the HTTP server.
+func (l *Listener) deliver(c *Conn) {
+	if c.peer.Role != "" {
+		c.pending.admit()
+	}
+	l.mu.Lock()
+	l.webOpen[c] = struct{}{}
+	l.mu.Unlock()
+	if l.isRevoked(c.peer) {
+		_ = c.Close()
 		return
 	}
+	l.webConns.deliver(c)
+}
+
+// acceptTunnel serves a tunnel, or the HTTP connection that it becomes. begun has been read of it.
+func (l *Listener) acceptTunnel(ctx context.Context, nc net.Conn, begun []byte, p *pending, from origin) (isWeb bool) {
+	if from.refusal != nil {
+		l.refused(nc, from.refusal)
+		_ = tunnel.Refuse(ctx, tunnel.Unread(nc, begun), from.tunnel, from.refusal) // that is the error to report
+		return false
+	}
+	peer := from.peer
 	var opened func(*tunnel.Conn)
-	conn, raw, err := tunnel.AcceptAny(ctx, tunnel.Unread(nc, begun), l.config.Tunnel, l.config.Self, func(hello tunnel.Hello) (tunnel.Handler, error) {
+	conn, raw, err := tunnel.AcceptAny(ctx, tunnel.Unread(nc, begun), from.tunnel, l.config.Self, func(hello tunnel.Hello) (tunnel.Handler, error) {
+		switch {
+		case peer.HostID != "" && hello.Client != peer.HostID:
+			return nil, connect.Errorf(connect.CodeUnauthenticated, "the dialler claims to be host %s, and its certificate is that of %s", hello.Client, peer.HostID)
+		case from.isTLS && l.config.TLS.IsNamed && peer.Role == "":
+			return nil, connect.NewError(connect.CodeUnauthenticated, "the dialler's certificate has no role in this system")
+		case peer.Role == "":
+			peer = pki.Peer{HostID: hello.Client, Role: l.config.Role}
+		}
 		if hello.Protocol == tunnel.ProtocolHTTP {
 			return nil, nil //nolint:nilnil // HTTP has a handler of its own
 		}
 		var handler tunnel.Handler
 		var err error
-		handler, opened, err = l.config.Admit(hello)
+		handler, opened, err = l.config.Admit(hello, peer)
 		return handler, err
 	})
 	if err != nil {
+		if l.config.TLS != nil && ctx.Err() == nil {
+			l.refused(nc, err)
+		}
 		l.config.Log.Debug("a tunnel was refused", slog.Any("error", err))
-		return
+		return false
 	}
 	if raw != nil {
-		isWeb = true
-		p.admit()
-		l.webConns.deliver(&Conn{Conn: raw, in: raw, listener: l, pending: p, proven: true})
-		return
+		l.deliver(&Conn{Conn: raw, in: raw, listener: l, pending: p, peer: peer})
+		return true
 	}
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
 		_ = conn.Close()
-		return
+		return false
 	}
-	l.tunnels[conn] = struct{}{}
+	l.tunnels[conn] = peer
 	l.mu.Unlock()
+	if l.isRevoked(peer) {
+		_ = conn.Close()
+	}
 	if opened != nil {
 		opened(conn)
 	}
@@ -277,6 +381,7 @@ func (l *Listener) identify(ctx context.Context, nc net.Conn, p *pending) {
 		delete(l.tunnels, conn)
 		l.mu.Unlock()
 	})
+	return false
 }
 
 // Shutdown stops accepting and waits until running requests have ended or ctx ends.

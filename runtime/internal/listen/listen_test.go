@@ -18,6 +18,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/require"
 
+	"github.com/raylink/raylink/internal/pki"
 	"github.com/raylink/raylink/runtime/tunnel"
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
@@ -51,7 +52,7 @@ func newWorld(t *testing.T, handler http.Handler, change func(*Config)) *world {
 	config := Config{
 		Address: address, Socket: socket, Tunnel: tunnel.Config{Token: token, Keepalive: -1, BusyPoll: -1},
 		Self: tunnel.Welcome{Host: "h"}, Log: slog.New(slog.DiscardHandler),
-		Admit: func(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), error) {
+		Admit: func(hello tunnel.Hello, _ pki.Peer) (tunnel.Handler, func(*tunnel.Conn), error) {
 			if hello.Tag != "" {
 				return nil, nil, connect.NewError(connect.CodeNotFound, "no such tunnel")
 			}

@@ -2,6 +2,7 @@ package peers
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -32,7 +33,15 @@ func (p *Pool) dialHost(ctx context.Context, info *nodev1.HostInfo, k key) (*tun
 			p.config.Log.Debug("the Unix socket is not the host's; going by TCP", "socket", info.GetSocket(), "error", err)
 		}
 	}
-	return dialTCP(ctx, p.config.Dial, info.GetAddress(), hello, p.config.Tunnel)
+	by, err := p.byTCP(info.GetId(), info.GetAddress())
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialTCP(ctx, p.config.Dial, info.GetAddress(), hello, &by)
+	if err == nil {
+		p.remember(conn, by)
+	}
+	return conn, err
 }
 
 // hasSocket reports whether a host may be reached by a Unix socket. Those of other machines could
@@ -44,15 +53,20 @@ func (p *Pool) hasSocket(info *nodev1.HostInfo) bool {
 
 // DialTCP opens a tunnel to a host at an address, outside of any pool. The caller must close it.
 func DialTCP(ctx context.Context, address string, hello tunnel.Hello, config tunnel.Config) (*tunnel.Conn, error) {
-	return dialTCP(ctx, new(net.Dialer).DialContext, address, hello, config)
+	return dialTCP(ctx, new(net.Dialer).DialContext, address, hello, &security{tunnel: config})
 }
 
-func dialTCP(ctx context.Context, dial DialFunc, address string, hello tunnel.Hello, config tunnel.Config) (*tunnel.Conn, error) {
+func dialTCP(ctx context.Context, dial DialFunc, address string, hello tunnel.Hello, by *security) (*tunnel.Conn, error) {
 	nc, err := dial(ctx, "tcp", address)
 	if err != nil {
 		return nil, connect.Errorf(connect.CodeUnavailable, "no process answers at %s: %v", address, err).WithCause(err)
 	}
-	conn, err := tunnel.Dial(ctx, nc, hello, config)
+	var conn *tunnel.Conn
+	if nc, err = by.secure(ctx, nc); err == nil {
+		if conn, err = tunnel.Dial(ctx, nc, hello, by.tunnel); err != nil {
+			err = refusal(ctx, nc, err)
+		}
+	}
 	switch {
 	case err == nil:
 		return conn, nil
@@ -70,25 +84,40 @@ func (p *Pool) DialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, e
 	hello := p.hello()
 	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
 	if p.hasSocket(info) {
-		if nc, err := dialRaw(ctx, p.config.Dial, "unix", info.GetSocket(), hello, p.config.Tunnel); err == nil {
+		if nc, err := dialRaw(ctx, p.config.Dial, "unix", info.GetSocket(), hello, &security{tunnel: p.config.Tunnel}); err == nil {
 			return nc, nil
 		}
 	}
-	return dialRaw(ctx, p.config.Dial, "tcp", info.GetAddress(), hello, p.config.Tunnel)
+	by, err := p.byTCP(info.GetId(), info.GetAddress())
+	if err != nil {
+		return nil, err
+	}
+	return dialRaw(ctx, p.config.Dial, "tcp", info.GetAddress(), hello, &by)
 }
 
 // DialRaw opens a connection for the protocol that hello names, outside of any pool.
 func DialRaw(ctx context.Context, address string, hello tunnel.Hello, config tunnel.Config) (net.Conn, error) {
-	return dialRaw(ctx, new(net.Dialer).DialContext, "tcp", address, hello, config)
+	return dialRaw(ctx, new(net.Dialer).DialContext, "tcp", address, hello, &security{tunnel: config})
 }
 
-func dialRaw(ctx context.Context, dial DialFunc, network, address string, hello tunnel.Hello, config tunnel.Config) (net.Conn, error) {
+// DialRawTLS is DialRaw within TLS.
+func DialRawTLS(ctx context.Context, address string, hello tunnel.Hello, config tunnel.Config, secured *tls.Config) (net.Conn, error) {
+	return dialRaw(ctx, new(net.Dialer).DialContext, "tcp", address, hello, &security{tunnel: config, config: secured})
+}
+
+func dialRaw(ctx context.Context, dial DialFunc, network, address string, hello tunnel.Hello, by *security) (net.Conn, error) {
 	nc, err := dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	raw, _, err := tunnel.DialRaw(ctx, nc, hello, config)
-	return raw, err
+	if nc, err = by.secure(ctx, nc); err != nil {
+		return nil, err
+	}
+	raw, _, err := tunnel.DialRaw(ctx, nc, hello, by.tunnel)
+	if err != nil {
+		return nil, refusal(ctx, nc, err)
+	}
+	return raw, nil
 }
 
 // ErrOpen refuses a system without a token where the process was not configured to join one.

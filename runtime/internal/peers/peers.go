@@ -45,6 +45,8 @@ type Config struct {
 	Machine string
 	// Tunnel configures the connections. Its Token is the one that both sides of each must prove.
 	Tunnel tunnel.Config
+	// TLS is for connections by TCP; nil for a system without.
+	TLS *TLS
 	// Open permits a Brain that asks for no token, if Tunnel has none.
 	Open bool
 	// Log receives what no caller is notified of.
@@ -67,6 +69,7 @@ type Pool struct {
 
 	mu     sync.Mutex // guards the fields below
 	open   map[key]*peer
+	tokens map[*tunnel.Conn]string // see remember
 	closed error
 }
 
@@ -97,7 +100,7 @@ func New(config Config) *Pool {
 	if config.Dial == nil {
 		config.Dial = new(net.Dialer).DialContext
 	}
-	return &Pool{config: config, open: make(map[key]*peer)}
+	return &Pool{config: config, open: make(map[key]*peer), tokens: make(map[*tunnel.Conn]string)}
 }
 
 // Get returns the connection to a node's host, and opens it if necessary. With a tag it is that of
@@ -236,9 +239,16 @@ func (p *Pool) Brain(address string) connect.Transport {
 			return nil, err
 		}
 		conn, err := of.get(ctx, func(ctx context.Context) (*tunnel.Conn, error) {
-			conn, err := dialTCP(ctx, p.config.Dial, address, p.hello(), p.config.Tunnel)
-			if err == nil && p.config.Tunnel.Token == "" && !p.config.Open {
+			by, err := p.byTCP("", address)
+			if err != nil {
+				return nil, err
+			}
+			conn, err := dialTCP(ctx, p.config.Dial, address, p.hello(), &by)
+			if err == nil && by.config == nil && by.tunnel.Token == "" && !p.config.Open {
 				return nil, errors.Join(ErrOpen(address), conn.Close())
+			}
+			if err == nil {
+				p.remember(conn, by)
 			}
 			return conn, err
 		})
@@ -266,6 +276,36 @@ type transportFunc func(ctx context.Context, spec connect.Spec) (connect.ClientS
 // NewClientStream implements [connect.Transport].
 func (f transportFunc) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 	return f(ctx, spec)
+}
+
+// remember records by which token the host at the other end of a connection has joined.
+func (p *Pool) remember(conn *tunnel.Conn, by security) {
+	if by.peer.TokenID == "" {
+		return
+	}
+	p.mu.Lock()
+	p.tokens[conn] = by.peer.TokenID
+	p.mu.Unlock()
+	conn.AfterEnd(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.tokens, conn)
+	})
+}
+
+// CloseRevoked closes the connections to hosts that have joined by a token that is revoked.
+func (p *Pool) CloseRevoked(revoked func(tokenID string) bool) {
+	p.mu.Lock()
+	var conns []*tunnel.Conn
+	for conn, id := range p.tokens {
+		if revoked(id) {
+			conns = append(conns, conn)
+		}
+	}
+	p.mu.Unlock()
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
 }
 
 // Close closes all connections. Later calls of Get fail with cause in their text.

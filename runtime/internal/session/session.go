@@ -52,6 +52,12 @@ type Host interface {
 	Machine() *machinev1.Machine
 	// OnPolicy is called with Brain's policy for HTTP clients, when a lease is granted.
 	OnPolicy(policy *brainv1.WebPolicy)
+	// OnAccess is called with what decides which clients are served: when a lease is granted, and
+	// after each change. It is nil in a system without a CA of its own.
+	OnAccess(policy *brainv1.AccessPolicy)
+	// OnExpelled is called when Brain has ended the lease because the host may not be a part of the
+	// system any more: its token was revoked.
+	OnExpelled(reason error)
 	// OnRecord is called with each record of a followed node that Brain sends. Records may repeat.
 	OnRecord(rec *nodev1.NodeRecord)
 	// OnDeclaredDead is called for a node of the host that Brain has declared dead: its callers may
@@ -162,7 +168,7 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 	retry := s.backoff()
 	log := s.config.Log
 	// Brain's absence is logged when it begins and when it ends, not for each attempt.
-	var joined bool
+	var joined, expelled bool
 	var away time.Time
 	for {
 		held, err := s.holdLease(ctx, func() {
@@ -191,6 +197,10 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 		if held {
 			retry.Reset()
 		}
+		if joined && !expelled && s.isExpelled(err, held, away) {
+			expelled = true
+			s.config.Host.OnExpelled(err)
+		}
 		log.Debug("the lease stream ended", slog.Any("error", err))
 		select {
 		case <-s.leaving:
@@ -201,6 +211,18 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 			return
 		}
 	}
+}
+
+// isExpelled reports whether an error of the lease stream means that the host is no part of the
+// system any more: Brain has declared it, or has refused its certificate until the lease was over.
+func (s *Session) isExpelled(err error, held bool, away time.Time) bool {
+	switch connect.CodeOf(err) { //nolint:exhaustive // the others are temporary
+	case connect.CodePermissionDenied:
+		return held
+	case connect.CodeUnauthenticated:
+		return time.Since(away) > s.hello.GetLease().AsDuration()
+	}
+	return false
 }
 
 // maxBrainPause bounds the pause between two attempts to reach Brain: a death notice must arrive
@@ -235,15 +257,20 @@ func (s *Session) holdLease(ctx context.Context, attached func()) (held bool, er
 		return false, err
 	}
 	s.config.Host.OnPolicy(res.GetWeb())
+	s.config.Host.OnAccess(res.GetAccess())
 	s.reconcile(ctx, res.GetUnknown())
 	attached()
 	s.lastTraffic.Store(time.Now().UnixNano())
 	ended := make(chan error, 1)
 	go func() {
 		for {
-			if _, err := stream.Receive(); err != nil {
+			res, err := stream.Receive()
+			if err != nil {
 				ended <- err
 				return
+			}
+			if res.GetAccess() != nil {
+				s.config.Host.OnAccess(res.GetAccess())
 			}
 			s.lastTraffic.Store(time.Now().UnixNano())
 		}

@@ -56,6 +56,10 @@ func (*fakeHost) Machine() *machinev1.Machine { return nil }
 
 func (*fakeHost) Nodes() []*nodev1.NodeRef { return []*nodev1.NodeRef{{Nid: "mine"}} }
 
+func (h *fakeHost) OnAccess(*brainv1.AccessPolicy) {}
+
+func (h *fakeHost) OnExpelled(error) {}
+
 func (h *fakeHost) OnPolicy(p *brainv1.WebPolicy) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -1298,7 +1298,10 @@ type AttachResponse struct {
 	// incarnation.
 	Unknown []string `protobuf:"bytes,2,rep,name=unknown,proto3" json:"unknown,omitempty"`
 	// First message only: what Brain's listener, and the hosts' listeners too, allow HTTP clients.
-	Web           *WebPolicy `protobuf:"bytes,3,opt,name=web,proto3" json:"web,omitempty"`
+	Web *WebPolicy `protobuf:"bytes,3,opt,name=web,proto3" json:"web,omitempty"`
+	// Which clients hosts serve, in the first message and in each one after a change. Unset in a
+	// system without a CA of its own.
+	Access        *AccessPolicy `protobuf:"bytes,4,opt,name=access,proto3" json:"access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1350,6 +1353,13 @@ func (x *AttachResponse) GetUnknown() []string {
 func (x *AttachResponse) GetWeb() *WebPolicy {
 	if x != nil {
 		return x.Web
+	}
+	return nil
+}
+
+func (x *AttachResponse) GetAccess() *AccessPolicy {
+	if x != nil {
+		return x.Access
 	}
 	return nil
 }
@@ -1620,7 +1630,7 @@ var File_raylink_brain_v1_brain_proto protoreflect.FileDescriptor
 
 const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\n" +
-	"\x1craylink/brain/v1/brain.proto\x12\x10raylink.brain.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a raylink/machine/v1/machine.proto\x1a\x1araylink/node/v1/node.proto\"P\n" +
+	"\x1craylink/brain/v1/brain.proto\x12\x10raylink.brain.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1draylink/brain/v1/access.proto\x1a raylink/machine/v1/machine.proto\x1a\x1araylink/node/v1/node.proto\"P\n" +
 	"\fHelloRequest\x12\x1f\n" +
 	"\vmin_version\x18\x01 \x01(\rR\n" +
 	"minVersion\x12\x1f\n" +
@@ -1712,11 +1722,12 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\x04host\x18\x01 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\x12.\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x18.raylink.node.v1.NodeRefR\x05nodes\x12\x18\n" +
 	"\agoodbye\x18\x03 \x01(\bR\agoodbye\x125\n" +
-	"\amachine\x18\x04 \x01(\v2\x1b.raylink.machine.v1.MachineR\amachine\"\x8a\x01\n" +
+	"\amachine\x18\x04 \x01(\v2\x1b.raylink.machine.v1.MachineR\amachine\"\xc2\x01\n" +
 	"\x0eAttachResponse\x12/\n" +
 	"\x05lease\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x18\n" +
 	"\aunknown\x18\x02 \x03(\tR\aunknown\x12-\n" +
-	"\x03web\x18\x03 \x01(\v2\x1b.raylink.brain.v1.WebPolicyR\x03web\"G\n" +
+	"\x03web\x18\x03 \x01(\v2\x1b.raylink.brain.v1.WebPolicyR\x03web\x126\n" +
+	"\x06access\x18\x04 \x01(\v2\x1e.raylink.brain.v1.AccessPolicyR\x06access\"G\n" +
 	"\tWebPolicy\x12\x18\n" +
 	"\aorigins\x18\x01 \x03(\tR\aorigins\x12 \n" +
 	"\vcompression\x18\x02 \x01(\bR\vcompression\"J\n" +
@@ -1796,7 +1807,8 @@ var file_raylink_brain_v1_brain_proto_goTypes = []any{
 	(*v11.Machine)(nil),           // 34: raylink.machine.v1.Machine
 	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
 	(v1.NodeState)(0),             // 36: raylink.node.v1.NodeState
-	(*v1.Value)(nil),              // 37: raylink.node.v1.Value
+	(*AccessPolicy)(nil),          // 37: raylink.brain.v1.AccessPolicy
+	(*v1.Value)(nil),              // 38: raylink.node.v1.Value
 }
 var file_raylink_brain_v1_brain_proto_depIdxs = []int32{
 	29, // 0: raylink.brain.v1.HelloResponse.root:type_name -> raylink.node.v1.NodeRef
@@ -1828,36 +1840,37 @@ var file_raylink_brain_v1_brain_proto_depIdxs = []int32{
 	34, // 26: raylink.brain.v1.AttachRequest.machine:type_name -> raylink.machine.v1.Machine
 	30, // 27: raylink.brain.v1.AttachResponse.lease:type_name -> google.protobuf.Duration
 	21, // 28: raylink.brain.v1.AttachResponse.web:type_name -> raylink.brain.v1.WebPolicy
-	33, // 29: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	37, // 30: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	37, // 31: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
-	0,  // 32: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
-	2,  // 33: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
-	10, // 34: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
-	12, // 35: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
-	15, // 36: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
-	17, // 37: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
-	19, // 38: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
-	22, // 39: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
-	24, // 40: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
-	5,  // 41: raylink.brain.v1.BrainService.ListMachines:input_type -> raylink.brain.v1.ListMachinesRequest
-	7,  // 42: raylink.brain.v1.BrainService.WatchMachines:input_type -> raylink.brain.v1.WatchMachinesRequest
-	1,  // 43: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
-	3,  // 44: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
-	11, // 45: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
-	13, // 46: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
-	16, // 47: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
-	18, // 48: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
-	20, // 49: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
-	23, // 50: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
-	25, // 51: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
-	6,  // 52: raylink.brain.v1.BrainService.ListMachines:output_type -> raylink.brain.v1.ListMachinesResponse
-	8,  // 53: raylink.brain.v1.BrainService.WatchMachines:output_type -> raylink.brain.v1.WatchMachinesResponse
-	43, // [43:54] is the sub-list for method output_type
-	32, // [32:43] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	37, // 29: raylink.brain.v1.AttachResponse.access:type_name -> raylink.brain.v1.AccessPolicy
+	33, // 30: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	38, // 31: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	38, // 32: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
+	0,  // 33: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
+	2,  // 34: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
+	10, // 35: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
+	12, // 36: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
+	15, // 37: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
+	17, // 38: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
+	19, // 39: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
+	22, // 40: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
+	24, // 41: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
+	5,  // 42: raylink.brain.v1.BrainService.ListMachines:input_type -> raylink.brain.v1.ListMachinesRequest
+	7,  // 43: raylink.brain.v1.BrainService.WatchMachines:input_type -> raylink.brain.v1.WatchMachinesRequest
+	1,  // 44: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
+	3,  // 45: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
+	11, // 46: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
+	13, // 47: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
+	16, // 48: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
+	18, // 49: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
+	20, // 50: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
+	23, // 51: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
+	25, // 52: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
+	6,  // 53: raylink.brain.v1.BrainService.ListMachines:output_type -> raylink.brain.v1.ListMachinesResponse
+	8,  // 54: raylink.brain.v1.BrainService.WatchMachines:output_type -> raylink.brain.v1.WatchMachinesResponse
+	44, // [44:55] is the sub-list for method output_type
+	33, // [33:44] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_raylink_brain_v1_brain_proto_init() }
@@ -1865,6 +1878,7 @@ func file_raylink_brain_v1_brain_proto_init() {
 	if File_raylink_brain_v1_brain_proto != nil {
 		return
 	}
+	file_raylink_brain_v1_access_proto_init()
 	file_raylink_brain_v1_brain_proto_msgTypes[14].OneofWrappers = []any{
 		(*Where_Path)(nil),
 		(*Where_Alias)(nil),

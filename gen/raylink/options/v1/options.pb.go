@@ -27,6 +27,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Role is what a token allows. Each one includes those before it.
+type Role int32
+
+const (
+	// The same as ROLE_CALL.
+	Role_ROLE_UNSPECIFIED Role = 0
+	// Call nodes.
+	Role_ROLE_CALL Role = 1
+	// Host nodes, too.
+	Role_ROLE_JOIN Role = 2
+	// Make and revoke tokens, too.
+	Role_ROLE_ADMIN Role = 3
+)
+
+// Enum value maps for Role.
+var (
+	Role_name = map[int32]string{
+		0: "ROLE_UNSPECIFIED",
+		1: "ROLE_CALL",
+		2: "ROLE_JOIN",
+		3: "ROLE_ADMIN",
+	}
+	Role_value = map[string]int32{
+		"ROLE_UNSPECIFIED": 0,
+		"ROLE_CALL":        1,
+		"ROLE_JOIN":        2,
+		"ROLE_ADMIN":       3,
+	}
+)
+
+func (x Role) Enum() *Role {
+	p := new(Role)
+	*p = x
+	return p
+}
+
+func (x Role) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Role) Descriptor() protoreflect.EnumDescriptor {
+	return file_raylink_options_v1_options_proto_enumTypes[0].Descriptor()
+}
+
+func (Role) Type() protoreflect.EnumType {
+	return &file_raylink_options_v1_options_proto_enumTypes[0]
+}
+
+func (x Role) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Role.Descriptor instead.
+func (Role) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_options_v1_options_proto_rawDescGZIP(), []int{0}
+}
+
 // NodeOptions configures the nodes of one service.
 type NodeOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -132,7 +189,11 @@ type MethodOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Run the method concurrently with the turns instead of taking one. It must do its own locking.
 	// Streams are always concurrent; setting the option on them is not necessary.
-	Concurrent    *bool `protobuf:"varint,1,opt,name=concurrent,proto3,oneof" json:"concurrent,omitempty"`
+	Concurrent *bool `protobuf:"varint,1,opt,name=concurrent,proto3,oneof" json:"concurrent,omitempty"`
+	// What role a caller must have, in a system that uses TLS with a CA of its own: that of the token
+	// by which it has joined, or which it sends. Elsewhere each caller has them all. Default:
+	// ROLE_CALL. Nodes of the same process may call each other regardless.
+	Role          *Role `protobuf:"varint,2,opt,name=role,proto3,enum=raylink.options.v1.Role,oneof" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,6 +233,13 @@ func (x *MethodOptions) GetConcurrent() bool {
 		return *x.Concurrent
 	}
 	return false
+}
+
+func (x *MethodOptions) GetRole() Role {
+	if x != nil && x.Role != nil {
+		return *x.Role
+	}
+	return Role_ROLE_UNSPECIFIED
 }
 
 // RowOptions makes a message a row. There is nothing to configure.
@@ -373,12 +441,14 @@ const file_raylink_options_v1_options_proto_rawDesc = "" +
 	"\f_max_pendingB\x0e\n" +
 	"\f_max_streamsB\f\n" +
 	"\n" +
-	"_resources\"C\n" +
+	"_resources\"\x7f\n" +
 	"\rMethodOptions\x12#\n" +
 	"\n" +
 	"concurrent\x18\x01 \x01(\bH\x00R\n" +
-	"concurrent\x88\x01\x01B\r\n" +
-	"\v_concurrent\"\f\n" +
+	"concurrent\x88\x01\x01\x121\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x18.raylink.options.v1.RoleH\x01R\x04role\x88\x01\x01B\r\n" +
+	"\v_concurrentB\a\n" +
+	"\x05_role\"\f\n" +
 	"\n" +
 	"RowOptions\"\x92\x01\n" +
 	"\rColumnOptions\x126\n" +
@@ -387,7 +457,13 @@ const file_raylink_options_v1_options_proto_rawDesc = "" +
 	"\ainitial\x18\x03 \x01(\x01H\x01R\ainitial\x88\x01\x01B\b\n" +
 	"\x06_dtypeB\n" +
 	"\n" +
-	"\b_initial:Z\n" +
+	"\b_initial*J\n" +
+	"\x04Role\x12\x14\n" +
+	"\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tROLE_CALL\x10\x01\x12\r\n" +
+	"\tROLE_JOIN\x10\x02\x12\x0e\n" +
+	"\n" +
+	"ROLE_ADMIN\x10\x03:Z\n" +
 	"\x04node\x12\x1f.google.protobuf.ServiceOptions\x18\xb4\xae\xeep \x01(\v2\x1f.raylink.options.v1.NodeOptionsR\x04node\x88\x01\x01:_\n" +
 	"\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb4\xae\xeep \x01(\v2!.raylink.options.v1.MethodOptionsR\x06method\x88\x01\x01:W\n" +
 	"\x03row\x12\x1f.google.protobuf.MessageOptions\x18\xb4\xae\xeep \x01(\v2\x1e.raylink.options.v1.RowOptionsR\x03row\x88\x01\x01:^\n" +
@@ -405,33 +481,36 @@ func file_raylink_options_v1_options_proto_rawDescGZIP() []byte {
 	return file_raylink_options_v1_options_proto_rawDescData
 }
 
+var file_raylink_options_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_raylink_options_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_raylink_options_v1_options_proto_goTypes = []any{
-	(*NodeOptions)(nil),                 // 0: raylink.options.v1.NodeOptions
-	(*MethodOptions)(nil),               // 1: raylink.options.v1.MethodOptions
-	(*RowOptions)(nil),                  // 2: raylink.options.v1.RowOptions
-	(*ColumnOptions)(nil),               // 3: raylink.options.v1.ColumnOptions
-	(v1.DataType)(0),                    // 4: raylink.tensor.v1.DataType
-	(*descriptorpb.ServiceOptions)(nil), // 5: google.protobuf.ServiceOptions
-	(*descriptorpb.MethodOptions)(nil),  // 6: google.protobuf.MethodOptions
-	(*descriptorpb.MessageOptions)(nil), // 7: google.protobuf.MessageOptions
-	(*descriptorpb.FieldOptions)(nil),   // 8: google.protobuf.FieldOptions
+	(Role)(0),                           // 0: raylink.options.v1.Role
+	(*NodeOptions)(nil),                 // 1: raylink.options.v1.NodeOptions
+	(*MethodOptions)(nil),               // 2: raylink.options.v1.MethodOptions
+	(*RowOptions)(nil),                  // 3: raylink.options.v1.RowOptions
+	(*ColumnOptions)(nil),               // 4: raylink.options.v1.ColumnOptions
+	(v1.DataType)(0),                    // 5: raylink.tensor.v1.DataType
+	(*descriptorpb.ServiceOptions)(nil), // 6: google.protobuf.ServiceOptions
+	(*descriptorpb.MethodOptions)(nil),  // 7: google.protobuf.MethodOptions
+	(*descriptorpb.MessageOptions)(nil), // 8: google.protobuf.MessageOptions
+	(*descriptorpb.FieldOptions)(nil),   // 9: google.protobuf.FieldOptions
 }
 var file_raylink_options_v1_options_proto_depIdxs = []int32{
-	4, // 0: raylink.options.v1.ColumnOptions.dtype:type_name -> raylink.tensor.v1.DataType
-	5, // 1: raylink.options.v1.node:extendee -> google.protobuf.ServiceOptions
-	6, // 2: raylink.options.v1.method:extendee -> google.protobuf.MethodOptions
-	7, // 3: raylink.options.v1.row:extendee -> google.protobuf.MessageOptions
-	8, // 4: raylink.options.v1.column:extendee -> google.protobuf.FieldOptions
-	0, // 5: raylink.options.v1.node:type_name -> raylink.options.v1.NodeOptions
-	1, // 6: raylink.options.v1.method:type_name -> raylink.options.v1.MethodOptions
-	2, // 7: raylink.options.v1.row:type_name -> raylink.options.v1.RowOptions
-	3, // 8: raylink.options.v1.column:type_name -> raylink.options.v1.ColumnOptions
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	5, // [5:9] is the sub-list for extension type_name
-	1, // [1:5] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0,  // 0: raylink.options.v1.MethodOptions.role:type_name -> raylink.options.v1.Role
+	5,  // 1: raylink.options.v1.ColumnOptions.dtype:type_name -> raylink.tensor.v1.DataType
+	6,  // 2: raylink.options.v1.node:extendee -> google.protobuf.ServiceOptions
+	7,  // 3: raylink.options.v1.method:extendee -> google.protobuf.MethodOptions
+	8,  // 4: raylink.options.v1.row:extendee -> google.protobuf.MessageOptions
+	9,  // 5: raylink.options.v1.column:extendee -> google.protobuf.FieldOptions
+	1,  // 6: raylink.options.v1.node:type_name -> raylink.options.v1.NodeOptions
+	2,  // 7: raylink.options.v1.method:type_name -> raylink.options.v1.MethodOptions
+	3,  // 8: raylink.options.v1.row:type_name -> raylink.options.v1.RowOptions
+	4,  // 9: raylink.options.v1.column:type_name -> raylink.options.v1.ColumnOptions
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	6,  // [6:10] is the sub-list for extension type_name
+	2,  // [2:6] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_raylink_options_v1_options_proto_init() }
@@ -447,13 +526,14 @@ func file_raylink_options_v1_options_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_options_v1_options_proto_rawDesc), len(file_raylink_options_v1_options_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   4,
 			NumExtensions: 4,
 			NumServices:   0,
 		},
 		GoTypes:           file_raylink_options_v1_options_proto_goTypes,
 		DependencyIndexes: file_raylink_options_v1_options_proto_depIdxs,
+		EnumInfos:         file_raylink_options_v1_options_proto_enumTypes,
 		MessageInfos:      file_raylink_options_v1_options_proto_msgTypes,
 		ExtensionInfos:    file_raylink_options_v1_options_proto_extTypes,
 	}.Build()
