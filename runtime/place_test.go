@@ -82,3 +82,24 @@ func TestDevicesOfANodeAreItsGPUs(t *testing.T) {
 	_, err = devicesEnv([]string{"GPU-a"}, []uint32{1})
 	require.ErrorContains(t, err, "GPU 1 was allocated, and the machine has 1")
 }
+
+func TestDefaultsOfATypeAreForProcessesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	h := &Host{machine: "here"}
+	typ := NodeType{service: &Service{config: serviceConfig{resources: map[string]int64{"gpu": 1000}}}}
+	place := func(p *nodev1.Place, own bool) *nodev1.Place {
+		got, err := h.placeOf(typ, &nodev1.CreateRequest{Place: p}, own)
+		require.NoError(t, err)
+		return got
+	}
+	assert.Equal(t, map[string]int64{"gpu": 1000}, place(nil, true).GetResources())
+	assert.Equal(t, map[string]int64{"gpu": 1000}, place(&nodev1.Place{On: "there"}, true).GetResources())
+	assert.Empty(t, place(&nodev1.Place{NoDefaults: true}, true).GetResources(), "a creation requires nothing")
+	assert.Nil(t, place(nil, false), "a node in this process that needs nothing has no place")
+	required := place(&nodev1.Place{Resources: map[string]int64{"cpu": 500}, NoDefaults: true}, false)
+	assert.Equal(t, "here", required.GetOn(), "a node in this process has what it needs of this machine")
+	_, err := h.placeOf(typ, &nodev1.CreateRequest{Place: &nodev1.Place{On: "there"}}, false)
+	require.ErrorContains(t, err, `new nodes should run on machine "there", and in a process on here`)
+	_, err = h.placeOf(typ, &nodev1.CreateRequest{Count: 2, Place: &nodev1.Place{Strategy: nodev1.PlaceStrategy_PLACE_STRATEGY_ONE_PER_MACHINE}}, false)
+	require.ErrorContains(t, err, "2 new nodes should run on different machines, and in one process")
+}

@@ -167,3 +167,23 @@ func TestCuts(t *testing.T) {
 	s.awaitMachines(1)
 	assert.Equal(t, "m1", s.Must(order{Do: "create", On: "m1"}).Nodes[0].Machine)
 }
+
+// Without a token of their own, systems beyond loopback are encrypted. An agent needs the address of
+// Brain and the token, and its nodes nothing: they listen where Brain is reached from.
+func TestNodesOnOtherMachinesOverTLS(t *testing.T) {
+	s := newDriver(t, runtime.MachineOptions{}, 1, encrypted+"=1")
+	secret := s.Must(order{Do: "token"}).Line
+	require.Contains(t, secret, "rl1.")
+	s.env = append(s.env, "RAYLINK_TOKEN="+secret, listen+"=")
+	s.startAgent(s.network.Machines[1], runtime.MachineOptions{}, "")
+	s.awaitMachines(1)
+	a := s.Must(order{Do: "create", N: 2, Strategy: "spread", Children: 1, Print: "encrypted"})
+	where := make(map[string]int)
+	for _, n := range a.Nodes {
+		where[n.Machine]++
+		assert.Empty(t, n.Attributes["token"], "a secret is in a child's environment")
+		assert.Contains(t, s.printed(n.Path), "encrypted")
+		assert.Equal(t, int64(1), s.Must(order{Do: "add", Path: n.Path}).Sum)
+	}
+	assert.Equal(t, map[string]int{"m0": 1, "m1": 1}, where)
+}

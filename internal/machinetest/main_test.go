@@ -37,6 +37,8 @@ const (
 	listen      = "RAYLINK_TEST_MACHINES_LISTEN"
 	brainAt     = "RAYLINK_TEST_MACHINES_BRAIN"
 	description = "RAYLINK_TEST_MACHINES_DESCRIPTION"
+	// encrypted is that of a system with TLS, whose agents have its token in RAYLINK_TOKEN.
+	encrypted = "RAYLINK_TEST_MACHINES_ENCRYPTED"
 	// token is that of all systems.
 	token = "a token of the tests of machines"
 	// lease is the lease of all hosts.
@@ -75,10 +77,16 @@ func options() []runtime.Option {
 			panic(err)
 		}
 	}
-	return []runtime.Option{
-		runtime.WithListen(os.Getenv(listen)), runtime.WithToken(token), runtime.WithInsecure(), runtime.WithMachine(described),
-		runtime.WithLease(lease), runtime.WithDrain(lease), contractv1raylink.ProbeType(setUp),
+	options := []runtime.Option{
+		runtime.WithMachine(described), runtime.WithLease(lease), runtime.WithDrain(lease), contractv1raylink.ProbeType(setUp),
 	}
+	if address := os.Getenv(listen); address != "" {
+		options = append(options, runtime.WithListen(address))
+	}
+	if os.Getenv(encrypted) == "" {
+		options = append(options, runtime.WithToken(token), runtime.WithInsecure())
+	}
+	return options
 }
 
 // serveAgent is the main function of an agent, until its input ends.
@@ -309,6 +317,10 @@ func execute(rt *raylink.Runtime, o order) (a answer, err error) {
 			return useAt(ctx, rt, o)
 		}
 		return use(ctx, rt, o)
+	case "token":
+		token, err := os.ReadFile(rt.TokenFile())
+		a.Line = strings.TrimSpace(string(token))
+		return a, err
 	case "run":
 		a.Run = rt.RunDirectory().Path()
 		return a, nil

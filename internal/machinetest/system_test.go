@@ -25,7 +25,9 @@ type system struct {
 
 	t       *testing.T
 	network *nettest.Network
-	agents  map[string]*proctest.Process
+	// env are variables of all processes.
+	env    []string
+	agents map[string]*proctest.Process
 
 	mu    sync.Mutex
 	lines map[string][]string // of output, by the node's path
@@ -43,11 +45,12 @@ func newSystem(t *testing.T, driver runtime.MachineOptions, agents ...runtime.Ma
 }
 
 // newDriver starts a driver on the first machine of a network with some others.
-func newDriver(t *testing.T, driver runtime.MachineOptions, others int) *system {
+func newDriver(t *testing.T, driver runtime.MachineOptions, others int, env ...string) *system {
 	t.Helper()
-	s := &system{t: t, network: nettest.New(t, 1+others), agents: make(map[string]*proctest.Process), lines: make(map[string][]string)}
+	s := &system{t: t, network: nettest.New(t, 1+others), env: env, agents: make(map[string]*proctest.Process), lines: make(map[string][]string)}
 	home := s.network.Machines[0]
 	cmd := home.Self(role+"="+driverRole, listen+"="+home.IP.String()+port, descriptionOf(t, driver))
+	cmd.Env = append(cmd.Env, env...)
 	s.Worker = proctest.StartWorker[order, answer](t, "driver", cmd, func(_ string, a answer) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -60,6 +63,7 @@ func newDriver(t *testing.T, driver runtime.MachineOptions, others int) *system 
 func (s *system) startAgent(m *nettest.Machine, what runtime.MachineOptions, program string) *proctest.Process {
 	s.t.Helper()
 	cmd := m.Self(role+"="+agentRole, listen+"="+m.IP.String()+":0", brainAt+"="+s.network.Machines[0].IP.String()+port, descriptionOf(s.t, what))
+	cmd.Env = append(cmd.Env, s.env...)
 	if program != "" {
 		cmd.Args[len(cmd.Args)-1] = program
 	}

@@ -18,7 +18,7 @@ func All() []Mutant {
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
 		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofPublicTables(),
 		ofFeeds(), ofGateway(), ofKeepers(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
-		ofPlacement(), ofPlaces(), ofMachines(), ofPrograms(), ofTestMachines(), ofPKI(), ofAdmission(),
+		ofPlacement(), ofPlaces(), ofMachines(), ofPrograms(), ofTestMachines(), ofPKI(), ofAdmission(), ofHostsOfMachines(),
 	)
 }
 

@@ -1,0 +1,52 @@
+package mutants
+
+// ofHostsOfMachines returns the mutants of hosts that keep machines, and that launch on those of
+// others. Some take namespaces.
+func ofHostsOfMachines() []Mutant {
+	const (
+		place    = "runtime/place.go"
+		machines = "runtime/machines.go"
+		remote   = "runtime/remotelaunch.go"
+		real     = "internal/machinetest"
+	)
+	return []Mutant{
+		{
+			Name: "hosts/defaults-of-types-replace-what-is-required",
+			Edit: Edit{File: place, Func: "Host.placeOf", Original: "!place.GetNoDefaults() && ", Mutated: ""},
+			Test: "TestDefaultsOfATypeAreForProcessesOfTheirOwn", Prints: `a creation requires nothing`,
+		},
+		{
+			Name: "hosts/nodes-in-this-process-are-placed-elsewhere",
+			Edit: Edit{File: place, Func: "Host.placeOf", Original: "On: h.machine, ", Mutated: ""},
+			Test: "TestDefaultsOfATypeAreForProcessesOfTheirOwn", Prints: `has what it needs of this machine`,
+		},
+		{
+			Name: "hosts/gpus-are-counted-from-one",
+			Edit: Edit{File: machines, Func: "devicesEnv", Original: "devices[i] = has[number]", Mutated: "devices[i] = has[(number+1)%uint32(len(has))]"},
+			Test: "TestDevicesOfANodeAreItsGPUs", Prints: `CUDA_VISIBLE_DEVICES=GPU-a,GPU-c`,
+		},
+		{
+			Name: "hosts/all-nodes-are-launched-here", Package: real,
+			Edit: Edit{File: remote, Func: "Host.launcherOn", Original: "given == nil || given.GetMachine() == h.machine", Mutated: "true"},
+			Test: "TestNodesRunOnOtherMachines", Prints: `Not equal`,
+		},
+		{
+			Name: "hosts/processes-keep-their-launchers-directories", Package: real,
+			Edit: Edit{File: machines, Func: "applyHostSettings", Original: "p.Run, p.Outlives = settings.GetRun(), false", Mutated: "p.Outlives = false"},
+			Test: "TestNodesRunOnOtherMachines", Prints: `a run directory of another machine`,
+		},
+		{
+			Name: "hosts/unix-sockets-hide-cuts", Package: real,
+			Edit: Edit{
+				File: "runtime/internal/peers/dial.go", Func: "Pool.hasSocket",
+				Original: `info.GetSocket() != "" && info.GetMachine() == p.config.Machine`, Mutated: `info.GetSocket() != ""`,
+			},
+			Test: "TestCuts", Prints: `has not ended`,
+		},
+		{
+			Name: "hosts/orphans-were-stopped", Package: real,
+			Edit: Edit{File: "runtime/child.go", Func: "serveChild", Original: "h.endCause.Store(&c.orphanCause)", Mutated: ""},
+			Test: "TestAgentThatIsKilledTakesItsNodesWithIt", Prints: `the cause of a node's death`,
+		},
+	}
+}
