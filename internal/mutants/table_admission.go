@@ -30,7 +30,7 @@ func ofAdmission() []Mutant {
 		},
 		{
 			Name: "runtime/callers-create-nodes",
-			Edit: Edit{File: "runtime/builtin.go", Original: "m.role = pki.RoleJoin", Mutated: `m.role = ""`},
+			Edit: Edit{File: "runtime/builtin.go", Original: "m.role = pki.RoleJoin", Mutated: "m.role = pki.RoleCall"},
 			Test: "TestRolesAreEnforced", Package: ".",
 		},
 		{
