@@ -102,9 +102,7 @@ func drawTree(records []*nodev1.NodeRecord) string {
 		}
 		children[parent] = append(children[parent], rec)
 	}
-	several := slices.ContainsFunc(records, func(rec *nodev1.NodeRecord) bool {
-		return machineOf(rec) != "" && machineOf(rec) != machineOf(top)
-	})
+	machines := machineNames(records)
 	rows := [][]string{{"NODE", "TYPE", "STATE", "MACHINE", "PID", "HOST", "ALIAS", "ATTRIBUTES"}}
 	var draw func(rec *nodev1.NodeRecord, head, indent string)
 	draw = func(rec *nodev1.NodeRecord, head, indent string) {
@@ -117,8 +115,8 @@ func drawTree(records []*nodev1.NodeRecord) string {
 			pid = strconv.Itoa(int(rec.GetHost().GetPid()))
 		}
 		where := ""
-		if several {
-			where = printable(machineOf(rec))
+		if len(machines) > 1 {
+			where = printable(machines[machineOf(rec)])
 		}
 		rows = append(rows, []string{
 			head + printable(name), printable(rec.GetType()), stateName(rec), where, pid, printable(rec.GetHost().GetAddress()),
@@ -137,9 +135,21 @@ func drawTree(records []*nodev1.NodeRecord) string {
 	return table(rows)
 }
 
-// machineOf is the name of a node's machine, or its id where Brain has not placed the node.
+// machineOf is the id of a node's machine; "" if it is not known.
 func machineOf(rec *nodev1.NodeRecord) string {
-	return cmp.Or(rec.GetAllocation().GetName(), rec.GetHost().GetMachine())
+	return cmp.Or(rec.GetAllocation().GetMachine(), rec.GetHost().GetMachine())
+}
+
+// machineNames returns the names of the nodes' machines by id. One on which Brain has placed none
+// of the nodes has its id.
+func machineNames(records []*nodev1.NodeRecord) map[string]string {
+	names := make(map[string]string)
+	for _, rec := range records {
+		if id := machineOf(rec); id != "" && (names[id] == "" || rec.GetAllocation() != nil) {
+			names[id] = cmp.Or(rec.GetAllocation().GetName(), id)
+		}
+	}
+	return names
 }
 
 // table aligns columns and omits those without an entry. Its first row has the headings.
