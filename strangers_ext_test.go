@@ -252,7 +252,7 @@ func (s *closed) serve(t *testing.T) (end func()) {
 	var over atomic.Bool
 	calls, failed := 0, make(chan error, 1)
 	go func() {
-		for !over.Load() {
+		for calls == 0 || !over.Load() {
 			if _, err := found.Echo(ctx, &contractv1.EchoRequest{Payload: []byte("x")}); err != nil {
 				failed <- err
 				return
@@ -264,7 +264,6 @@ func (s *closed) serve(t *testing.T) (end func()) {
 	return func() {
 		over.Store(true)
 		require.NoError(t, <-failed)
-		require.Positive(t, calls)
 	}
 }
 

@@ -10,4 +10,5 @@ import "embed"
 //
 //go:embed raylink/options/v1/options.proto raylink/node/v1/node.proto raylink/tensor/v1/tensor.proto
 //go:embed raylink/replay/v1/*.proto raylink/storage/v1/storage.proto raylink/ps/v1/ps.proto raylink/brain/v1/brain.proto
+//go:embed raylink/brain/v1/access.proto raylink/machine/v1/machine.proto raylink/agent/v1/agent.proto
 var Schemas embed.FS

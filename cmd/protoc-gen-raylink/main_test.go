@@ -218,8 +218,9 @@ func TestPluginAnswersARequest(t *testing.T) {
 
 // exported are the schemas that users can import.
 var exported = []string{
-	"raylink/brain/v1/brain.proto", "raylink/node/v1/node.proto", "raylink/options/v1/options.proto", "raylink/ps/v1/ps.proto",
-	"raylink/replay/v1/replay.proto", "raylink/storage/v1/storage.proto", "raylink/tensor/v1/tensor.proto",
+	"raylink/agent/v1/agent.proto", "raylink/brain/v1/access.proto", "raylink/brain/v1/brain.proto", "raylink/machine/v1/machine.proto",
+	"raylink/node/v1/node.proto", "raylink/options/v1/options.proto", "raylink/ps/v1/ps.proto", "raylink/replay/v1/replay.proto",
+	"raylink/storage/v1/storage.proto", "raylink/tensor/v1/tensor.proto",
 }
 
 func TestExportedSchemasAreThoseOfTheProject(t *testing.T) {
