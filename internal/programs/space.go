@@ -72,8 +72,10 @@ type leaver struct {
 func finish(leaving []leaver, err error) error {
 	failed := err != nil
 	for _, l := range leaving {
-		if !failed {
-			err = errors.Join(err, os.Remove(l.path))
+		if !failed { // a transfer that fails removes its own file, which may have been there a moment ago
+			if gone := os.Remove(l.path); !errors.Is(gone, fs.ErrNotExist) {
+				err = errors.Join(err, gone)
+			}
 		}
 		err = errors.Join(err, l.release())
 	}
