@@ -168,8 +168,8 @@ func TestCuts(t *testing.T) {
 	assert.Equal(t, "m1", s.Must(order{Do: "create", On: "m1"}).Nodes[0].Machine)
 }
 
-// Without a token of their own, systems beyond loopback are encrypted. An agent needs the address of
-// Brain and the token, and its nodes nothing: they listen where Brain is reached from.
+// Without a token of their own, systems beyond loopback are encrypted. An agent needs the address
+// of Brain and the token, and its nodes nothing: they listen where Brain is reached from.
 func TestNodesOnOtherMachinesOverTLS(t *testing.T) {
 	s := newDriver(t, runtime.MachineOptions{}, 1, encrypted+"=1")
 	secret := s.Must(order{Do: "token"}).Line
