@@ -208,7 +208,8 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	h.tunnelled = newHostServer(h, parts.Brain, authority)
 	machinev1connect.RegisterMachineServiceHandler(h.tunnelled, machineService{h})
 	h.peers = peers.New(peers.Config{
-		Host: h.id, Build: launch.Build(), Machine: h.machine, Tunnel: h.tunnelConfig(), TLS: h.dialTLS(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
+		Host: h.id, Build: launch.Build(), Machine: h.machine, Tunnel: h.tunnelConfig(), TLS: h.dialTLS(), Open: options.Open,
+		Log: h.log, Spawn: h.goBackground,
 		Opened: h.tunnelDialled,
 	})
 	if err = h.listen(parts.Brain); err != nil {

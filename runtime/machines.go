@@ -46,10 +46,15 @@ type machineKeeper struct {
 	cache *programs.Cache
 }
 
-// newMachineKeeper finds out what the machine has. What the options say takes precedence.
+// newMachineKeeper finds out what the machine has. What the options say takes precedence. It returns
+// nil for a machine of which that is not possible, unless the host is to be its agent.
 func newMachineKeeper(h *Host, agent bool) (*machineKeeper, error) {
 	given := h.options.Machine
 	found, err := machine.Detect()
+	if err != nil && !agent {
+		h.log.Warn("it can't be found out what this machine has: it runs only the nodes that its own programs create", slog.Any("error", err))
+		return nil, nil //nolint:nilnil // as said
+	}
 	if err != nil {
 		return nil, fmt.Errorf("finding out what this machine has: %w", err)
 	}

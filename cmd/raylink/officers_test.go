@@ -42,18 +42,20 @@ func TestOfficerOnAnAgentsMachine(t *testing.T) {
 	run(head, "Brain serves", "brain", "--listen", at)
 	run(other, "has joined", "agent", "--brain", at)
 	type node struct {
-		Path string
+		Path string `json:"path"`
 		Host struct {
-			Machine string
-			PID     int
-		}
+			Machine string `json:"machine"`
+			PID     int    `json:"pid"`
+		} `json:"host"`
 	}
 	tree := func() (captain, officer node) {
 		cmd := head.Command(filepath.Join(program, "raylink"), "tree", "--brain", at, "-o", "json")
 		cmd.Env = append(cmd.Env, "RAYLINK_TOKEN=a token of the tests of officers")
 		out, err := cmd.Output()
 		require.NoError(t, err)
-		var list struct{ Nodes []node }
+		var list struct {
+			Nodes []node `json:"nodes"`
+		}
 		require.NoError(t, json.Unmarshal(out, &list))
 		for _, n := range list.Nodes {
 			switch {

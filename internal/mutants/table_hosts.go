@@ -4,10 +4,10 @@ package mutants
 // others. Some take namespaces.
 func ofHostsOfMachines() []Mutant {
 	const (
-		place    = "runtime/place.go"
-		machines = "runtime/machines.go"
-		remote   = "runtime/remotelaunch.go"
-		real     = "internal/machinetest"
+		place     = "runtime/place.go"
+		machines  = "runtime/machines.go"
+		remote    = "runtime/remotelaunch.go"
+		processes = "internal/machinetest"
 	)
 	return []Mutant{
 		{
@@ -26,17 +26,17 @@ func ofHostsOfMachines() []Mutant {
 			Test: "TestDevicesOfANodeAreItsGPUs", Prints: `CUDA_VISIBLE_DEVICES=GPU-a,GPU-c`,
 		},
 		{
-			Name: "hosts/all-nodes-are-launched-here", Package: real,
+			Name: "hosts/all-nodes-are-launched-here", Package: processes,
 			Edit: Edit{File: remote, Func: "Host.launcherOn", Original: "given == nil || given.GetMachine() == h.machine", Mutated: "true"},
 			Test: "TestNodesRunOnOtherMachines", Prints: `Not equal`,
 		},
 		{
-			Name: "hosts/processes-keep-their-launchers-directories", Package: real,
+			Name: "hosts/processes-keep-their-launchers-directories", Package: processes,
 			Edit: Edit{File: machines, Func: "applyHostSettings", Original: "p.Run, p.Outlives = settings.GetRun(), false", Mutated: "p.Outlives = false"},
 			Test: "TestNodesRunOnOtherMachines", Prints: `a run directory of another machine`,
 		},
 		{
-			Name: "hosts/unix-sockets-hide-cuts", Package: real,
+			Name: "hosts/unix-sockets-hide-cuts", Package: processes,
 			Edit: Edit{
 				File: "runtime/internal/peers/dial.go", Func: "Pool.hasSocket",
 				Original: `info.GetSocket() != "" && info.GetMachine() == p.config.Machine`, Mutated: `info.GetSocket() != ""`,
@@ -44,7 +44,7 @@ func ofHostsOfMachines() []Mutant {
 			Test: "TestCuts", Prints: `has not ended`,
 		},
 		{
-			Name: "hosts/orphans-were-stopped", Package: real,
+			Name: "hosts/orphans-were-stopped", Package: processes,
 			Edit: Edit{File: "runtime/child.go", Func: "serveChild", Original: "h.endCause.Store(&c.orphanCause)", Mutated: ""},
 			Test: "TestAgentThatIsKilledTakesItsNodesWithIt", Prints: `the cause of a node's death`,
 		},
