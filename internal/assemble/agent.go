@@ -50,6 +50,9 @@ func serveAgent(ctx context.Context, ready func(node string, machine *machinev1.
 	defer func() { err = errors.Join(err, rt.Close()) }()
 	node.host = rt.host
 	made, err := agentv1raylink.CreateAgent(ctx, rt.host, runtime.Here())
+	if err != nil && ctx.Err() != nil {
+		return false, nil // it was ended before it had joined, which is no failure
+	}
 	if err != nil {
 		return false, fmt.Errorf("creating the agent's node: %w", err)
 	}

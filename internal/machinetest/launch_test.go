@@ -139,6 +139,17 @@ func TestStoppedAgentStopsItsNodesFirst(t *testing.T) {
 	assert.NotEmpty(t, s.Do(order{Do: "add", Path: a.Nodes[0].Path}).Error)
 }
 
+// An agent that is ended while it joins has not failed.
+func TestAgentsEndAtAnyTime(t *testing.T) {
+	s := newDriver(t, runtime.MachineOptions{}, 1)
+	for i := range 12 {
+		agent := s.startAgent(s.network.Machines[1], runtime.MachineOptions{}, "")
+		proctest.Pause(time.Duration(i) * 10 * time.Millisecond)
+		agent.End()
+	}
+	s.awaitMachines(0)
+}
+
 func TestNothingIsLeftOfADriverThatWasKilled(t *testing.T) {
 	s := newSystem(t, runtime.MachineOptions{}, runtime.MachineOptions{})
 	a := s.Must(order{Do: "create", On: "m1", N: 2, Children: 1})
