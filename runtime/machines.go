@@ -46,8 +46,8 @@ type machineKeeper struct {
 	cache *programs.Cache
 }
 
-// newMachineKeeper finds out what the machine has. What the options say takes precedence. It returns
-// nil for a machine of which that is not possible, unless the host is to be its agent.
+// newMachineKeeper finds out what the machine has. What the options say takes precedence. It
+// returns nil for a machine of which that is not possible, unless the host is to be its agent.
 func newMachineKeeper(h *Host, agent bool) (*machineKeeper, error) {
 	given := h.options.Machine
 	found, err := machine.Detect()
