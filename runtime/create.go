@@ -128,7 +128,7 @@ func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRe
 	if err == nil {
 		return res.GetNodes(), nil
 	}
-	if e, ok := errors.AsType[*connect.Error](err); ok && e.IsRemote() && ctx.Err() == nil {
+	if isAnswer(err) && ctx.Err() == nil {
 		return nil, err // the parent's host has returned this, and has undone the creation
 	}
 	undo := func(ctx context.Context) (over bool) {

@@ -286,9 +286,6 @@ func applyHostSettings(settings *machinev1.HostSettings, o *Options, p *launchPa
 	p.Run, p.Outlives = settings.GetRun(), false
 }
 
-// visibleDevices is the variable by which CUDA learns which GPUs it may use.
-const visibleDevices = "CUDA_VISIBLE_DEVICES"
-
 // devicesEnv returns the variables for a process that has some of a machine's GPUs: none if it has
 // none.
 func devicesEnv(has []string, allocated []uint32) ([]string, error) {
@@ -302,7 +299,7 @@ func devicesEnv(has []string, allocated []uint32) ([]string, error) {
 		}
 		devices[i] = has[number]
 	}
-	return []string{visibleDevices + "=" + strings.Join(devices, ",")}, nil
+	return []string{machine.VisibleDevices + "=" + strings.Join(devices, ",")}, nil
 }
 
 // ownProgram is this process's executable, open as long as the process lives.
@@ -350,6 +347,14 @@ func (s machineService) FetchProgram(
 			return err
 		}
 		offset += int64(len(chunk))
+	}
+}
+
+// programMessage converts the identity of a program to its message.
+func programMessage(id programs.Identity) *machinev1.Program {
+	return &machinev1.Program{
+		Sha256: id.SHA256[:], Size: uint64(id.Size), Name: id.Name, //nolint:gosec // not negative
+		Platform: &machinev1.Platform{Os: id.GOOS, Arch: id.GOARCH},
 	}
 }
 

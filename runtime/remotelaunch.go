@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -16,7 +15,6 @@ import (
 	"github.com/raylink/raylink/gen/raylink/machine/v1/machinev1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
-	"github.com/raylink/raylink/internal/programs"
 	"github.com/raylink/raylink/runtime/launch"
 )
 
@@ -65,17 +63,17 @@ func (l *remoteLauncher) Launch(ctx context.Context, spec launch.Spec) (launch.P
 		return nil, err
 	}
 	client := machinev1connect.NewMachineServiceClient(connect.NewClient(h.peers.Host(l.at.GetKeeper())))
-	var opened sync.Once
+	// One goroutine opens streams, and waits between them.
+	opened, pause := false, backoff.Backoff{First: 10 * time.Millisecond, Max: time.Second}
 	remote := &launch.Remote{
 		Machine: name,
 		Open: func(ctx context.Context) (launch.RemoteStream, error) {
-			first := false
-			opened.Do(func() { first = true })
-			if !first {
+			if opened {
 				if err := l.checkKeeper(ctx); err != nil {
 					return nil, err
 				}
 			}
+			opened = true
 			stream, err := client.Launch(own(ctx))
 			if err != nil {
 				return nil, err
@@ -84,9 +82,8 @@ func (l *remoteLauncher) Launch(ctx context.Context, spec launch.Spec) (launch.P
 		},
 		IsRefusal: func(err error) bool { return errors.Is(err, errKeeperGone) || isAnswer(err) },
 		Pause: func(ctx context.Context, attempt int) error {
-			pause := backoff.Backoff{First: 10 * time.Millisecond, Max: time.Second}
-			for range attempt {
-				_ = pause.Next()
+			if attempt == 0 {
+				pause.Reset()
 			}
 			return pause.Wait(ctx)
 		},
@@ -123,13 +120,6 @@ func (l *remoteLauncher) spec() (*machinev1.LaunchSpec, error) {
 		Program: programMessage(id), Arguments: args, Build: build, HelloTimeout: durationpb.New(l.host.options.StartTimeout),
 		Gpus: l.given.GetGpus(), Launcher: l.host.info(),
 	}, nil
-}
-
-func programMessage(id programs.Identity) *machinev1.Program {
-	return &machinev1.Program{
-		Sha256: id.SHA256[:], Size: uint64(id.Size), Name: id.Name, //nolint:gosec // not negative
-		Platform: &machinev1.Platform{Os: id.GOOS, Arch: id.GOARCH},
-	}
 }
 
 // errKeeperGone means that the host that has launched a process has ended, and its processes with

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -90,13 +89,12 @@ func joinWhenThere(ctx context.Context, options runtime.Options) (*Runtime, erro
 // agentNode is the node of an agent.
 type agentNode struct {
 	host    *runtime.Host
-	stop    sync.Once
 	stopped chan struct{} // closed when the node ends
 }
 
 func (a *agentNode) setUp(_ context.Context, node *runtime.Node) (agentv1raylink.AgentNode, error) {
 	node.OnStop(func(ctx context.Context) error {
-		defer a.stop.Do(func() { close(a.stopped) })
+		defer close(a.stopped)
 		return hosts.CloseMachine(ctx, a.host)
 	})
 	return a, nil

@@ -42,7 +42,7 @@ func (s Source) Detect() (Description, error) {
 	if err != nil {
 		return Description{}, err
 	}
-	if visible, ok := s.LookupEnv(visibleDevices); ok {
+	if visible, ok := s.LookupEnv(VisibleDevices); ok {
 		installed = installed.visible(visible)
 	}
 	return Description{

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// visibleDevices is the variable of the environment that has the GPUs that a process may use:
+// VisibleDevices is the variable of the environment that has the GPUs that a process may use:
 // https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-environment-variables.
-const visibleDevices = "CUDA_VISIBLE_DEVICES"
+const VisibleDevices = "CUDA_VISIBLE_DEVICES"
 
 // uuidPrefix begins the UUIDs of GPUs.
 const uuidPrefix = "GPU-"
