@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"sync"
@@ -544,7 +545,7 @@ func (h *Host) listen(brain hostapi.Brain) error {
 	if err != nil {
 		return err
 	}
-	handler := newNodeHandler(h)
+	handler := onFirstUse(func() http.Handler { return newNodeHandler(h) })
 	if brain != nil {
 		handler = brain.Gateway(handler, h.peers.DialHTTP)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
@@ -43,6 +44,13 @@ type nodeHandler struct {
 }
 
 type webNodeKey struct{}
+
+// onFirstUse returns a handler that is made by the first request: the routes of all methods take a
+// process longer than joining the system, and most processes of nodes never serve HTTP.
+func onFirstUse(handler func() http.Handler) http.Handler {
+	made := sync.OnceValue(handler)
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { made().ServeHTTP(rw, r) })
+}
 
 // newNodeHandler registers all routes once: a connect server cannot be extended while it serves.
 func newNodeHandler(h *Host) http.Handler {

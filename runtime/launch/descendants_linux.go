@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,8 +49,23 @@ func markSelf() {
 		limit.Cur != unix.RLIM_INFINITY && !isMarked(limit.Cur) {
 		return
 	}
+	if isMarked(limit.Cur) {
+		inheritedLimit.Store(limit.Cur)
+	}
 	limit.Cur = limitOf(mark)
 	_ = unix.Prlimit(0, unix.RLIMIT_RTTIME, &limit, nil) // on failure the mark is in the environment only
+}
+
+// inheritedLimit is the limit that this process had before it set its own, if that encodes a mark:
+// its launcher's. What this process has started before then has that one.
+var inheritedLimit atomic.Uint64 //nolint:gochecknoglobals // a process has one
+
+// isForeign reports whether a process has the limit of another launched process than those whose
+// limits are given. It takes one system call, and then nothing else about the process need be read:
+// that is what makes the end of many processes at once affordable, each of which scans all.
+func isForeign(pid int, limits ...uint64) bool {
+	limit := limitMarkOf(pid)
+	return limit != 0 && limit != inheritedLimit.Load() && !slices.Contains(limits, limit)
 }
 
 // limitMarkOf is the limit of a process if it encodes a mark, or else 0.
@@ -68,8 +84,13 @@ func marked(marks []string) []*os.Process {
 	for i, mark := range marks {
 		limits[i] = limitOf(mark)
 	}
+	// A process whose launcher has not set its own limit yet has that of this process.
+	possible := append(slices.Clone(limits), limitMarkOf(os.Getpid()))
 	var found []*os.Process
 	for _, pid := range processes() {
+		if isForeign(pid, possible...) {
+			continue
+		}
 		// The handle is opened before the check, so that the process that is killed is the one that
 		// was checked, not another that has got its id since.
 		p, err := os.FindProcess(pid)
@@ -97,12 +118,15 @@ func descendants(self int, mark string) []*os.Process {
 	}
 	all := make(map[int]*entry)
 	for _, pid := range processes() {
+		if pid == self || isForeign(pid, limitOf(mark)) {
+			continue
+		}
 		p, err := os.FindProcess(pid)
 		if err != nil {
 			continue
 		}
 		s, ok := statOf(pid)
-		if !ok || pid == self || s.zombie {
+		if !ok || s.zombie {
 			_ = p.Release()
 			continue
 		}
@@ -157,7 +181,7 @@ func processes() []int {
 			continue
 		}
 		var info unix.Stat_t
-		if unix.Stat("/proc/"+name, &info) == nil && (uid == 0 || int(info.Uid) == uid) {
+		if uid == 0 || unix.Stat("/proc/"+name, &info) == nil && int(info.Uid) == uid {
 			pids = append(pids, pid)
 		}
 	}
