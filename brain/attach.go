@@ -13,6 +13,7 @@ import (
 	"github.com/raylink/raylink/brain/internal/tree"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
 // received is one message from a stream, or the error that ended it.
@@ -97,7 +98,12 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 				return b.goodbye(ctx, session, in.msg)
 			}
 			session.Renew()
-			if err := stream.Send(&brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease)}); err != nil {
+			if in.msg.GetLeaving() {
+				if err := b.leave(ctx, session, host); err != nil {
+					return err
+				}
+			}
+			if err := stream.Send(&brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Leaving: in.msg.GetLeaving()}); err != nil {
 				return streamEnd(err)
 			}
 		case <-changed:
@@ -135,6 +141,18 @@ func (b *Brain) attach(ctx context.Context, session *lease.Session, first *brain
 		return nil, err
 	}
 	return unknown, nil
+}
+
+// leave ends the declaration of a host's machine: the host is going to end, and its nodes with it.
+func (b *Brain) leave(ctx context.Context, session *lease.Session, host *nodev1.HostInfo) error {
+	return b.change(ctx, func(x *tree.Txn) error {
+		select {
+		case <-session.Over():
+			return session.Err() // another stream may have declared the machine since
+		default:
+		}
+		return x.Keep(host, nil)
+	})
 }
 
 // goodbye ends a host gracefully.

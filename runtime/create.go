@@ -203,27 +203,39 @@ func (h *Host) createOf(
 		over()
 		return nil, err
 	}
-	records, err := h.register(rctx, c, &brainv1.RegisterRequest{
+	registration := &brainv1.RegisterRequest{
 		Parent: parentNID, Type: t.Name(), Service: t.service.name, Count: max(1, req.GetCount()), Alias: req.GetAlias(),
 		Attributes: req.GetAttributes(), Launcher: h.info(), RequestId: id, Place: place,
-	})
-	if err != nil {
-		if rctx.Err() != nil { // asked before over, which ends rctx too
-			err = endOfCreation(rctx)
+	}
+	var failure error // of the attempt before
+	for retry := (backoff.Backoff{First: 10 * time.Millisecond, Max: time.Second}); ; {
+		records, err := h.register(rctx, c, registration)
+		if err != nil {
+			if rctx.Err() != nil { // asked before over, which ends rctx too
+				err = endOfCreation(rctx)
+			}
+			over()
+			if failure != nil {
+				return nil, fmt.Errorf("placing the new nodes again, after %s: %w", connecterr.Text(failure), err)
+			}
+			return nil, fmt.Errorf("naming the new nodes: %w", err)
 		}
-		over()
-		return nil, fmt.Errorf("naming the new nodes: %w", err)
+		if req.GetNoWait() {
+			// The records that are returned must not change.
+			h.beginLater(c, t, slices.Clone(records), made, ownProcess, over)
+			return records, nil
+		}
+		if failure = h.begin(rctx, c, t, records, made, ownProcess); failure == nil {
+			over()
+			return records, nil
+		}
+		if !h.isReplaceable(rctx, c, place, failure) || retry.Wait(rctx) != nil {
+			over()
+			return nil, failure
+		}
+		// The nodes of the last registration are gone: this is another one.
+		registration.RequestId = uuid.NewString()
 	}
-	if req.GetNoWait() {
-		// The records that are returned must not change.
-		h.beginLater(c, t, slices.Clone(records), made, ownProcess, over)
-		return records, nil
-	}
-	defer over()
-	if err := h.begin(rctx, c, t, records, made, ownProcess); err != nil {
-		return nil, err
-	}
-	return records, nil
 }
 
 // beginLater is begin in the background.
@@ -264,6 +276,7 @@ func (h *Host) begin(
 				started[i], records[i], err = h.setUp(ctx, rec, t, own.config)
 			}
 			if err != nil && first.set(err) {
+				c.failedOn = rec.GetAllocation().GetMachine()
 				cancel(err)
 			}
 		})

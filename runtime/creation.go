@@ -29,6 +29,9 @@ type creation struct {
 	parent string
 	// machines are those that its nodes were placed on, by id.
 	machines map[string]*brainv1.MachineUse
+	// failedOn is the id of the machine of the node that was the first to fail; empty if it had
+	// none. The goroutine of that node sets it.
+	failedOn string
 	// life ends when the creation is canceled, by cancel.
 	life   context.Context //nolint:containedctx // the creation's life is this context
 	cancel context.CancelCauseFunc

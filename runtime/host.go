@@ -339,6 +339,10 @@ func (h *Host) Close(ctx context.Context) error {
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
 	var errs []error
 	if h.machines != nil { // what others have created here ends before this host's own nodes
+		if h.session != nil && h.embedded == nil {
+			// From here on Brain places nothing here, and what waits for a place looks elsewhere.
+			h.session.LeaveMachine(ctx)
+		}
 		errs = append(errs, h.machines.close(ctx))
 	}
 	errs = append(append(errs, h.stopChildren(ctx, "")), h.stopSupervised(ctx)...)

@@ -143,12 +143,18 @@ func (h *Host) supervisedRecord(ctx context.Context, t NodeType) (*nodev1.NodeRe
 	// It has no launcher with whose death it would end: the process that serves this Brain starts
 	// it.
 	registered, err := h.brain.Register(ctx, &brainv1.RegisterRequest{
-		Type: t.Name(), Service: t.service.name, Restarts: true, RequestId: uuid.NewString(),
+		Type: t.Name(), Service: t.service.name, Restarts: true, RequestId: uuid.NewString(), Place: t.supervisedPlace(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return registered.GetNodes()[0], nil
+}
+
+// supervisedPlace is where each incarnation of a supervised node may run: by default where Brain
+// runs, since that is the parent's machine.
+func (t NodeType) supervisedPlace() *nodev1.Place {
+	return &nodev1.Place{Resources: t.service.config.resources}
 }
 
 // isReachable reports whether a node's host is reachable.
@@ -216,6 +222,7 @@ func (s *supervisor) restart(ctx context.Context) error {
 	}
 	next, err := s.change(ctx, &brainv1.Change{
 		Nid: s.remote.nid, Incarnation: rec.GetIncarnation() + 1, State: nodev1.NodeState_NODE_STATE_STARTING,
+		Place: s.t.supervisedPlace(), // for a node whose machine has left
 	})
 	if err != nil {
 		return err
@@ -226,7 +233,16 @@ func (s *supervisor) restart(ctx context.Context) error {
 // launch starts an incarnation that Brain has recorded.
 func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 	h := s.host
-	started, newest, err := h.launch(ctx, rec, nil, s.t, s.config)
+	var at *brainv1.MachineUse
+	var err error
+	if on := rec.GetAllocation().GetMachine(); on != "" {
+		at, err = h.machineUse(ctx, on)
+	}
+	var started *child
+	var newest *nodev1.NodeRecord
+	if err == nil {
+		started, newest, err = h.launch(ctx, rec, at, s.t, s.config)
+	}
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reachTimeout)
 		defer cancel()

@@ -26,7 +26,7 @@ func (x *Txn) placement(place *nodev1.Place, parent string, launcher *nodev1.Hos
 	if place == nil {
 		return nil, nil //nolint:nilnil // documented
 	}
-	home, by := launcher.GetMachine(), nodename.RootPath
+	home, by := cmp.Or(launcher.GetMachine(), x.root().GetHost().GetMachine()), nodename.RootPath
 	if n := x.node(parent); n != nil {
 		home, by = cmp.Or(machineOf(n), home), n.rec.GetPath()
 	}

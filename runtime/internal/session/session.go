@@ -97,6 +97,10 @@ type Session struct {
 	watched map[string]int
 	unsent  map[string]struct{}
 	changed chan struct{}
+	// withdrawing is closed when the host does not keep its machine any more, and withdrawn when
+	// Brain has recorded that.
+	withdrawing, withdrawn chan struct{}
+	withdrawal             sync.Once
 	// leaving is closed when the host ends its session, left when the session has ended.
 	leaving chan struct{}
 	left    chan struct{}
@@ -121,14 +125,20 @@ func New(ctx context.Context, config Config) (*Session, error) {
 func newSession(config Config, hello *brainv1.HelloResponse) *Session {
 	return &Session{
 		config: config, hello: hello, watched: make(map[string]int), unsent: make(map[string]struct{}), changed: make(chan struct{}, 1),
-		leaving: make(chan struct{}), left: make(chan struct{}),
+		withdrawing: make(chan struct{}), withdrawn: make(chan struct{}), leaving: make(chan struct{}), left: make(chan struct{}),
 	}
 }
 
 // first is the first message of a lease.
 func (s *Session) first() *brainv1.AttachRequest {
 	host := s.config.Host
-	return &brainv1.AttachRequest{Host: host.Info(), Nodes: host.Nodes(), Machine: host.Machine()}
+	req := &brainv1.AttachRequest{Host: host.Info(), Nodes: host.Nodes()}
+	select {
+	case <-s.withdrawing:
+	default:
+		req.Machine = host.Machine()
+	}
+	return req
 }
 
 // Root refers to Brain as a node.
@@ -249,7 +259,8 @@ func (s *Session) holdLease(ctx context.Context, attached func()) (held bool, er
 		return false, err
 	}
 	defer func() { _ = stream.Close() }()
-	if err := stream.Send(s.first()); err != nil {
+	first := s.first()
+	if err := stream.Send(first); err != nil {
 		return false, endOf(stream, err)
 	}
 	res, err := stream.Receive()
@@ -272,14 +283,27 @@ func (s *Session) holdLease(ctx context.Context, attached func()) (held bool, er
 			if res.GetAccess() != nil {
 				s.config.Host.OnAccess(res.GetAccess())
 			}
+			if res.GetLeaving() {
+				s.machineLeft()
+			}
 			s.lastTraffic.Store(time.Now().UnixNano())
 		}
 	}()
 	lease := res.GetLease().AsDuration()
 	sign := time.NewTicker(max(lease/4, 10*time.Millisecond))
 	defer sign.Stop()
+	withdrawing := s.withdrawing
+	if first.GetMachine() == nil {
+		s.machineLeft()
+		withdrawing = nil
+	}
 	for {
 		select {
+		case <-withdrawing:
+			withdrawing = nil
+			if err := stream.Send(&brainv1.AttachRequest{Leaving: true}); err != nil {
+				return true, errors.Join(<-ended, err)
+			}
 		case <-sign.C:
 			if err := stream.Send(&brainv1.AttachRequest{}); err != nil {
 				// The receiving goroutine gets the reason. A second, concurrent Receive would wait
@@ -339,6 +363,23 @@ func endOf(stream interface {
 		}
 	}
 }
+
+// LeaveMachine ends the declaration of the host's machine, while the lease goes on, and blocks until
+// Brain has recorded that, for a second at most. It must be called once, before
+// [Session.Goodbye].
+func (s *Session) LeaveMachine(ctx context.Context) {
+	close(s.withdrawing)
+	select {
+	case <-s.withdrawn:
+	case <-s.left:
+	case <-ctx.Done():
+	case <-time.After(time.Second):
+		// Brain is unreachable; it is informed when it is back.
+	}
+}
+
+// machineLeft records that Brain knows no declaration of the host's machine.
+func (s *Session) machineLeft() { s.withdrawal.Do(func() { close(s.withdrawn) }) }
 
 // Goodbye gives the lease back gracefully, and blocks until Brain has recorded that, for a second
 // at most. It must be called once.

@@ -1227,7 +1227,10 @@ type AttachRequest struct {
 	// First message only: the machine that the host keeps; unset if it keeps none. It is in the
 	// system as long as the host's lease lasts. If several hosts keep a machine, the declaration of
 	// an agent is in effect, or else the oldest. An invalid one fails with InvalidArgument.
-	Machine       *v11.Machine `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
+	Machine *v11.Machine `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
+	// Not in the first message: the host is going to end, and keeps its machine no longer. Its lease
+	// goes on.
+	Leaving       bool `protobuf:"varint,5,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1290,6 +1293,13 @@ func (x *AttachRequest) GetMachine() *v11.Machine {
 	return nil
 }
 
+func (x *AttachRequest) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type AttachResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The remaining duration of the lease; the host must send a keepalive well before it expires.
@@ -1301,7 +1311,10 @@ type AttachResponse struct {
 	Web *WebPolicy `protobuf:"bytes,3,opt,name=web,proto3" json:"web,omitempty"`
 	// Which clients hosts serve, in the first message and in each one after a change. Unset in a
 	// system without a CA of its own.
-	Access        *AccessPolicy `protobuf:"bytes,4,opt,name=access,proto3" json:"access,omitempty"`
+	Access *AccessPolicy `protobuf:"bytes,4,opt,name=access,proto3" json:"access,omitempty"`
+	// The response to a request that says leaving: from here on nothing is placed on the machine by
+	// the host's declaration.
+	Leaving       bool `protobuf:"varint,5,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1362,6 +1375,13 @@ func (x *AttachResponse) GetAccess() *AccessPolicy {
 		return x.Access
 	}
 	return nil
+}
+
+func (x *AttachResponse) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 type WebPolicy struct {
@@ -1717,17 +1737,19 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\x04root\x18\x01 \x01(\tR\x04root\x12\x1a\n" +
 	"\bchildren\x18\x02 \x01(\bR\bchildren\"A\n" +
 	"\fListResponse\x121\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"\xbf\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"\xd9\x01\n" +
 	"\rAttachRequest\x12-\n" +
 	"\x04host\x18\x01 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\x12.\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x18.raylink.node.v1.NodeRefR\x05nodes\x12\x18\n" +
 	"\agoodbye\x18\x03 \x01(\bR\agoodbye\x125\n" +
-	"\amachine\x18\x04 \x01(\v2\x1b.raylink.machine.v1.MachineR\amachine\"\xc2\x01\n" +
+	"\amachine\x18\x04 \x01(\v2\x1b.raylink.machine.v1.MachineR\amachine\x12\x18\n" +
+	"\aleaving\x18\x05 \x01(\bR\aleaving\"\xdc\x01\n" +
 	"\x0eAttachResponse\x12/\n" +
 	"\x05lease\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x18\n" +
 	"\aunknown\x18\x02 \x03(\tR\aunknown\x12-\n" +
 	"\x03web\x18\x03 \x01(\v2\x1b.raylink.brain.v1.WebPolicyR\x03web\x126\n" +
-	"\x06access\x18\x04 \x01(\v2\x1e.raylink.brain.v1.AccessPolicyR\x06access\"G\n" +
+	"\x06access\x18\x04 \x01(\v2\x1e.raylink.brain.v1.AccessPolicyR\x06access\x12\x18\n" +
+	"\aleaving\x18\x05 \x01(\bR\aleaving\"G\n" +
 	"\tWebPolicy\x12\x18\n" +
 	"\aorigins\x18\x01 \x03(\tR\aorigins\x12 \n" +
 	"\vcompression\x18\x02 \x01(\bR\vcompression\"J\n" +
