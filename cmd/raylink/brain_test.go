@@ -236,6 +236,24 @@ func TestBrainTakesItsNodesOverAndEndsThem(t *testing.T) {
 	}
 }
 
+// TestBrainMovesToAnotherMachine starts Brain on another machine with the same data: its own nodes
+// are placed there, because theirs is gone.
+func TestBrainMovesToAnotherMachine(t *testing.T) {
+	b := startBrainOn(t, "one", t.TempDir(), "127.0.0.1:0")
+	for _, path := range []string{"storage-0", "ps-0"} {
+		assert.Equal(t, "one", b.records(t)[path].GetAllocation().GetMachine(), path)
+	}
+	b.end(syscall.SIGTERM)
+	b = startBrainOn(t, "two", b.data, b.address)
+	for path, rec := range b.records(t) {
+		if path == "storage-0" || path == "ps-0" {
+			assert.Equal(t, "two", rec.GetAllocation().GetMachine(), path)
+			assert.Equal(t, "two", rec.GetHost().GetMachine(), path)
+			assert.EqualValues(t, 2, rec.GetIncarnation(), path)
+		}
+	}
+}
+
 // TestStorageIsStartedAgain kills one of Brain's own nodes, while the Brain that launched it runs
 // and while none runs.
 func TestStorageIsStartedAgain(t *testing.T) {

@@ -256,8 +256,18 @@ type brain struct {
 // startBrain starts `raylink brain`. Port 0 in listen stands for a free one.
 func startBrain(t *testing.T, data, listen string, args ...string) *brain {
 	t.Helper()
+	return startBrainOn(t, "", data, listen, args...)
+}
+
+// startBrainOn is startBrain on a machine with that id; empty for this one.
+func startBrainOn(t *testing.T, machine, data, listen string, args ...string) *brain {
+	t.Helper()
 	args = append([]string{"brain", "--data", data, "--listen", listen, "-o", "json"}, args...)
-	p := background(t, environment(), filepath.Join(program, "raylink"), args...)
+	var vars []string
+	if machine != "" {
+		vars = []string{"RAYLINK_MACHINE=" + machine}
+	}
+	p := background(t, environment(vars...), filepath.Join(program, "raylink"), args...)
 	serving := p.serving()
 	require.Equal(t, data, serving.Data)
 	require.Equal(t, p.Process.Pid, serving.PID)
