@@ -48,5 +48,31 @@ func ofHostsOfMachines() []Mutant {
 			Edit: Edit{File: "runtime/child.go", Func: "serveChild", Original: "h.endCause.Store(&c.orphanCause)", Mutated: ""},
 			Test: "TestAgentThatIsKilledTakesItsNodesWithIt", Prints: `the cause of a node's death`,
 		},
+		{
+			Name: "hosts/creations-fail-with-their-machine", Package: processes,
+			Edit: Edit{File: "runtime/create.go", Func: "Host.createOf", Original: "!h.isReplaceable(rctx, c, place, failure) ||", Mutated: "true ||"},
+			Test: "TestNodesArePlacedAgainWhenTheirMachineLeaves", Prints: `Should be empty`,
+		},
+		{
+			Name: "hosts/machines-leave-unannounced",
+			Edit: Edit{
+				File: "runtime/internal/session/session.go", Func: "Session.holdLease",
+				Original: "withdrawing := s.withdrawing", Mutated: "withdrawing := (<-chan struct{})(nil)",
+			},
+			Test: "TestLeavingAMachineIsAcknowledged", Prints: `before Brain has recorded it`,
+		},
+		{
+			Name: "hosts/machines-that-leave-get-nodes",
+			Edit: Edit{File: "brain/attach.go", Func: "service.Attach", Original: "if in.msg.GetLeaving() {", Mutated: "if false {"},
+			Test: "TestNothingIsPlacedOnAMachineThatLeaves", Prints: `should have 1 item`,
+		},
+		{
+			Name: "hosts/supervised-nodes-stay-on-machines-that-are-gone", Package: "cmd/raylink",
+			Edit: Edit{
+				File: "runtime/supervise.go", Func: "supervisor.restart",
+				Original: "Place: s.t.supervisedPlace(),", Mutated: "",
+			},
+			Test: "TestBrainMovesToAnotherMachine", Prints: `the machine one has left the system`, Alone: true,
+		},
 	}
 }

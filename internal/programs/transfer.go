@@ -143,7 +143,9 @@ var errTooLong = errors.New("it sent more than the program has")
 
 // receive completes a partial file, and verifies it as a whole.
 func receive(ctx context.Context, file *os.File, id Identity, source Source) error {
-	r := &receiver{file: file, sum: newHash(), size: id.Size}
+	r := &receiver{file: file, sum: newHash(), size: id.Size, unhashed: make(chan []byte), hashed: make(chan struct{})}
+	defer close(r.unhashed)
+	go r.hash()
 	there, err := copyHash(ctx, r.sum, file)
 	if err != nil {
 		return err
@@ -177,6 +179,18 @@ type receiver struct {
 	sum      hash.Hash // of the bytes before at
 	at, size int64
 	err      error // the first error of Write, which returns it again
+	// Bytes are hashed by a goroutine of their own while they are written, since both take about as
+	// long. It has sum between a send on unhashed and a receive from hashed.
+	unhashed chan []byte
+	hashed   chan struct{}
+}
+
+// hash hashes what is sent until unhashed is closed.
+func (r *receiver) hash() {
+	for p := range r.unhashed {
+		r.sum.Write(p)
+		r.hashed <- struct{}{}
+	}
 }
 
 func (r *receiver) restart() error {
@@ -215,8 +229,9 @@ func (r *receiver) Write(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}
+	r.unhashed <- p
 	n, err := r.file.WriteAt(p, r.at)
-	r.sum.Write(p[:n])
+	<-r.hashed
 	r.at += int64(n)
 	r.err = err
 	return n, err
