@@ -11,8 +11,8 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 )
 
-// A keeper that is going to end says so: from the response on nothing is placed on its machine, what
-// waits looks elsewhere, and its lease and nodes go on.
+// A keeper that is going to end reports it: from the response on nothing is placed on its machine,
+// what waits looks elsewhere, and its lease and nodes go on.
 func TestNothingIsPlacedOnAMachineThatLeaves(t *testing.T) {
 	s := start(t, brain.Options{Grace: 20 * time.Millisecond})
 	at, other := machineHost(1), machineHost(2)

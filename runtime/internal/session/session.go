@@ -364,9 +364,8 @@ func endOf(stream interface {
 	}
 }
 
-// LeaveMachine ends the declaration of the host's machine, while the lease goes on, and blocks until
-// Brain has recorded that, for a second at most. It must be called once, before
-// [Session.Goodbye].
+// LeaveMachine ends the declaration of the host's machine, while the lease goes on. It blocks until
+// Brain has recorded that, for a second at most. It must be called once, before [Session.Goodbye].
 func (s *Session) LeaveMachine(ctx context.Context) {
 	close(s.withdrawing)
 	select {
