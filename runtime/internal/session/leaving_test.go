@@ -28,7 +28,7 @@ func TestLeavingAMachineIsAcknowledged(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var streams, declared atomic.Int32
 				var recorded atomic.Bool
-				b := &fakeBrain{watch: idle, attach: func(ctx context.Context, st brainv1connect.BrainServiceAttachServerStream) error {
+				b := &fakeBrain{watch: idle, attach: func(_ context.Context, st brainv1connect.BrainServiceAttachServerStream) error {
 					first, err := st.Receive()
 					if err != nil {
 						return err
@@ -51,7 +51,7 @@ func TestLeavingAMachineIsAcknowledged(t *testing.T) {
 							if breaks {
 								return errors.New("the stream breaks")
 							}
-							time.Sleep(time.Millisecond)
+							<-time.After(time.Millisecond)
 							recorded.Store(true)
 						}
 						if err := st.Send(&brainv1.AttachResponse{Leaving: req.GetLeaving()}); err != nil {
