@@ -4,16 +4,19 @@ import (
 	"container/list"
 	"context"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 )
 
 // Limits of connections whose other side has not proven yet that it knows the token. They are
 // bounded in number and time: however many are opened, calls on admitted connections continue, and
-// a new caller can still connect.
+// a new caller can still connect. The source with the most of them makes room for others.
 const (
 	// maxPending is the maximum number of such connections.
 	maxPending = 512
+	// maxWaiting is how many more may wait for room, of which nothing is read.
+	maxWaiting = maxPending
 	// pendingGrace is how long a connection is protected from being closed in favour of a newer
 	// one: long enough for a handshake.
 	pendingGrace = 250 * time.Millisecond
@@ -25,6 +28,9 @@ const (
 type admission struct {
 	mu      sync.Mutex // guards the fields below, and those of pending
 	pending list.List  // of *pending
+	// sources counts the pending connections by source.
+	sources map[netip.Prefix]int
+	waiting int
 	closed  bool
 	// freed wakes an enter that waits for room.
 	freed chan struct{}
@@ -32,9 +38,12 @@ type admission struct {
 
 // pending is one connection, until it is admitted or closed.
 type pending struct {
-	in    *admission
-	nc    net.Conn
-	timer *time.Timer
+	in     *admission
+	nc     net.Conn
+	source netip.Prefix
+	timer  *time.Timer
+	// dropped is closed when the connection was closed because of the limits.
+	dropped chan struct{}
 	// place is the connection's element in the list; nil once it is admitted or closed.
 	place *list.Element
 	since time.Time
@@ -45,9 +54,32 @@ type pending struct {
 	admitted bool
 }
 
-func newAdmission() *admission { return &admission{freed: make(chan struct{}, 1)} }
+func newAdmission() *admission {
+	return &admission{freed: make(chan struct{}, 1), sources: make(map[netip.Prefix]int)}
+}
 
-// enter adds a connection. At the limit it closes the oldest, or waits until that one's grace has
+// mayWait reports whether a connection may wait for room; if so, the caller must enter it.
+func (a *admission) mayWait() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.waiting >= maxWaiting {
+		return false
+	}
+	a.waiting++
+	return true
+}
+
+// enterLater is enter after mayWait.
+func (a *admission) enterLater(ctx context.Context, nc net.Conn) *pending {
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.waiting--
+	}()
+	return a.enter(ctx, nc)
+}
+
+// enter adds a connection. At the limit it closes another one, or waits until that one's grace has
 // passed. It returns nil, with the connection closed, if ctx ends first.
 func (a *admission) enter(ctx context.Context, nc net.Conn) *pending {
 	for {
@@ -72,20 +104,37 @@ func (a *admission) tryEnter(nc net.Conn) (_ *pending, wait time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
+	source := sourceOf(nc.RemoteAddr())
 	if a.pending.Len() >= maxPending {
-		oldest, _ := a.pending.Front().Value.(*pending)
-		if wait := pendingGrace - now.Sub(oldest.since); wait > 0 {
+		oldest, most := a.oldestOfLargest()
+		// A source that has more than its part has no grace against others.
+		if wait := pendingGrace - now.Sub(oldest.since); wait > 0 && most <= a.sources[source]+1 {
 			return nil, wait
 		}
 		oldest.drop()
 	}
-	p := &pending{in: a, nc: nc, since: now, active: now}
+	p := &pending{in: a, nc: nc, source: source, dropped: make(chan struct{}), since: now, active: now}
 	p.place = a.pending.PushBack(p)
+	a.sources[source]++
 	p.timer = time.AfterFunc(PendingTime, p.expire)
 	if a.closed {
 		p.drop()
 	}
 	return p, 0
+}
+
+// oldestOfLargest returns the oldest connection of the sources that have the most of them, and how
+// many they have. The caller holds the lock, and there is a connection.
+func (a *admission) oldestOfLargest() (oldest *pending, most int) {
+	for _, n := range a.sources {
+		most = max(most, n)
+	}
+	for e := a.pending.Front(); oldest == nil; e = e.Next() {
+		if p, _ := e.Value.(*pending); a.sources[p.source] == most {
+			oldest = p
+		}
+	}
+	return oldest, most
 }
 
 // close closes all connections that are not admitted, and any that enter later.
@@ -116,6 +165,7 @@ func (a *admission) closeIdle() {
 // drop closes the connection. The caller holds the lock.
 func (p *pending) drop() {
 	p.leave()
+	close(p.dropped)
 	_ = p.nc.Close()
 }
 
@@ -127,6 +177,9 @@ func (p *pending) leave() {
 	p.timer.Stop()
 	p.in.pending.Remove(p.place)
 	p.place = nil
+	if p.in.sources[p.source]--; p.in.sources[p.source] == 0 {
+		delete(p.in.sources, p.source)
+	}
 	select {
 	case p.in.freed <- struct{}{}:
 	default:

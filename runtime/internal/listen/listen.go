@@ -10,6 +10,8 @@
 //     all of them together in number: at the limit the oldest makes room for the newest.
 //   - Handshakes of TLS are bounded: how many begin a second, how many are computed at once, and
 //     how many bytes each may have.
+//   - These limits are shared by the addresses of the other sides: one that uses them up leaves
+//     others their part.
 //   - A client that uses TLS where there is none, or the reverse, gets an error that names the
 //     mistake.
 //   - A tunnel is served by the handler with which Admit has accepted its dialler; an HTTP
@@ -197,13 +199,7 @@ func (l *Listener) accept(ctx context.Context, in net.Listener) {
 		switch {
 		case err == nil:
 			retry.Reset()
-			p := l.admission.enter(ctx, nc)
-			if p == nil {
-				return
-			}
-			if !l.config.Spawn(func(ctx context.Context) { l.identify(ctx, nc, p, in == l.tcp) }) {
-				p.gone()
-				_ = nc.Close()
+			if !l.admit(nc, in == l.tcp) {
 				return
 			}
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
@@ -216,6 +212,33 @@ func (l *Listener) accept(ctx context.Context, in net.Listener) {
 			}
 		}
 	}
+}
+
+// admit identifies a new connection in the background, once there is room for it. It does not wait,
+// so that a source that has more than its part delays no others. It reports false once the host has
+// ended.
+func (l *Listener) admit(nc net.Conn, overTCP bool) bool {
+	p, _ := l.admission.tryEnter(nc)
+	if p == nil && !l.admission.mayWait() {
+		_ = nc.Close()
+		l.refused(nc, errors.New("too many connections without a token are open"))
+		return true
+	}
+	isRunning := l.config.Spawn(func(ctx context.Context) {
+		if p == nil {
+			p = l.admission.enterLater(ctx, nc)
+		}
+		if p != nil {
+			l.identify(ctx, nc, p, overTCP)
+		}
+	})
+	if !isRunning {
+		if p != nil {
+			p.gone()
+		}
+		_ = nc.Close()
+	}
+	return isRunning
 }
 
 // helloBytes is the size of the buffer for sniffing; the first bytes of nearly all connections fit.

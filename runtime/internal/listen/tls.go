@@ -9,7 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"runtime"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -64,59 +64,22 @@ func (l *Listener) isRevoked(peer pki.Peer) bool {
 	return l.config.TLS != nil && l.config.TLS.Revoked != nil && peer.TokenID != "" && l.config.TLS.Revoked(peer.TokenID)
 }
 
-// crypto bounds the computations of handshakes: how many begin, and how many run at once, so that
-// strangers can't take the processors from calls that are served.
-type crypto struct {
-	slots chan struct{}
-
-	mu sync.Mutex // guards next
-	// next is when the handshake may begin that is next; it is never long ago.
-	next time.Time
-}
-
-func newCrypto() *crypto {
-	return &crypto{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
-}
-
-// begin blocks until a handshake may begin, in the order of the calls.
-func (c *crypto) begin(ctx context.Context) error {
-	const interval = time.Second / handshakesPerSecond
-	c.mu.Lock()
-	now := time.Now()
-	if earliest := now.Add(-handshakeBurst * interval); c.next.Before(earliest) {
-		c.next = earliest
-	}
-	wait := c.next.Sub(now)
-	c.next = c.next.Add(interval)
-	c.mu.Unlock()
-	if wait <= 0 {
-		return nil
-	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // cryptoConn is the connection below TLS. During the handshake it holds one of the slots, but not
 // while it waits for its peer, and counts what it reads.
 type cryptoConn struct {
 	net.Conn
 
-	in    *bufio.Reader // what was peeked at
-	slots chan struct{} // nil after the handshake
-	left  int
+	in     *bufio.Reader // what was peeked at
+	crypto *crypto       // nil after the handshake
+	source netip.Prefix
+	left   int
 }
 
 var errHandshakeSize = errors.New("the peer's handshake is too large")
 
 // Read implements [net.Conn].
 func (c *cryptoConn) Read(p []byte) (int, error) {
-	if c.slots == nil {
+	if c.crypto == nil {
 		if c.in != nil && c.in.Buffered() > 0 {
 			return c.in.Read(p)
 		}
@@ -131,28 +94,28 @@ func (c *cryptoConn) Read(p []byte) (int, error) {
 		c.left -= n
 		return n, err
 	}
-	<-c.slots
+	c.crypto.release()
 	n, err := c.Conn.Read(p)
-	c.slots <- struct{}{}
+	c.crypto.acquire(c.source)
 	c.left -= n
 	return n, err
 }
 
 // handshake performs the TLS handshake of a connection, the beginning of which is in in. On error
 // the connection is closed.
-func (l *Listener) handshake(ctx context.Context, nc net.Conn, in *bufio.Reader) (*tls.Conn, error) {
-	if err := l.crypto.begin(ctx); err != nil {
+func (l *Listener) handshake(ctx context.Context, nc net.Conn, in *bufio.Reader, p *pending) (*tls.Conn, error) {
+	if err := l.crypto.begin(ctx, p); err != nil {
 		_ = nc.Close()
 		return nil, err
 	}
-	below := &cryptoConn{Conn: nc, in: in, slots: l.crypto.slots, left: maxHandshake}
+	below := &cryptoConn{Conn: nc, in: in, crypto: l.crypto, source: p.source, left: maxHandshake}
 	conn := tls.Server(below, l.config.TLS.Config)
 	err := bounded(ctx, nc, func() error {
-		l.crypto.slots <- struct{}{}
-		defer func() { <-l.crypto.slots }()
+		l.crypto.acquire(p.source)
+		defer l.crypto.release()
 		return conn.Handshake() //nolint:noctx // bounded has the deadline
 	})
-	below.slots = nil
+	below.crypto = nil
 	if in.Buffered() == 0 {
 		below.in = nil
 	}
@@ -182,7 +145,7 @@ func bounded(ctx context.Context, nc net.Conn, fn func() error) error {
 
 // identifyTLS serves a connection by the protocol that its client has chosen.
 func (l *Listener) identifyTLS(ctx context.Context, nc net.Conn, in *bufio.Reader, p *pending) (isWeb bool) {
-	conn, err := l.handshake(ctx, nc, in)
+	conn, err := l.handshake(ctx, nc, in, p)
 	if err != nil {
 		if ctx.Err() == nil {
 			l.refused(nc, err)
