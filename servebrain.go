@@ -78,8 +78,8 @@ type BrainOptions struct {
 	// Serving is called once, when Brain serves at the address. tokenFile is the file with the
 	// token that Brain has made; it is "" if the token was given or Brain is open.
 	Serving func(address, data, tokenFile string)
-	// Joining is called after Serving in a system that uses TLS with a CA of its own, with the
-	// token by which other machines join.
+	// Joining is called just before Serving in a system that uses TLS with a CA of its own, with
+	// the token by which other machines join.
 	Joining func(address, token string)
 }
 
@@ -100,10 +100,10 @@ func ServeBrain(ctx context.Context, o BrainOptions) error {
 		joining = func(string, string) {}
 	}
 	ready := func(address, data, tokenFile, joinToken string) {
-		serving(address, data, tokenFile)
 		if joinToken != "" {
 			joining(address, joinToken)
 		}
+		serving(address, data, tokenFile)
 	}
 	return assemble.ServeBrain(ctx, durable(o.Parameters, o.Storage), o.runtime, ready)
 }

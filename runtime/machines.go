@@ -248,6 +248,7 @@ func (k *machineKeeper) settings() (string, error) {
 	h := k.host
 	settings := &machinev1.HostSettings{
 		Listen: onFreePort(h.options.Listen), Advertise: onFreePort(h.options.Advertise), Brain: h.options.Brain,
+		PortRange: h.options.PortRange, TlsCert: h.options.TLSCert, TlsKey: h.options.TLSKey, TlsCa: h.options.TLSCA,
 	}
 	if settings.GetBrain() == "" {
 		settings.Brain = h.listener.Advertised() // this process has embedded Brain
@@ -284,6 +285,7 @@ func takeHostSettings() (*machinev1.HostSettings, error) {
 // machine.
 func applyHostSettings(settings *machinev1.HostSettings, o *Options, p *launchPayload) {
 	o.Listen, o.Advertise, o.Brain, o.Data = settings.GetListen(), settings.GetAdvertise(), settings.GetBrain(), settings.GetData()
+	o.PortRange, o.TLSCert, o.TLSKey, o.TLSCA = settings.GetPortRange(), settings.GetTlsCert(), settings.GetTlsKey(), settings.GetTlsCa()
 	p.Run, p.Outlives = settings.GetRun(), false
 }
 

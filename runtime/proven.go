@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
 
 	"github.com/raylink/raylink/internal/admission"
 	"github.com/raylink/raylink/internal/pki"
@@ -101,9 +102,15 @@ func dialOutside(ctx context.Context, address string, hello tunnel.Hello, token 
 	if token == "" {
 		token = os.Getenv("RAYLINK_TOKEN")
 	}
+	if files := (pki.Files{Cert: os.Getenv("RAYLINK_TLS_CERT"), Key: os.Getenv("RAYLINK_TLS_KEY"), CA: os.Getenv("RAYLINK_TLS_CA")}); files.Cert != "" {
+		member, err := membership.OwnPKI(membership.Config{Log: slog.Default()}, files)
+		if err != nil {
+			return nil, err
+		}
+		return dialAsMember(ctx, member, address, hello, tunnel.Config{Token: token})
+	}
 	if membership.IsToken(token) {
-		return nil, connect.NewError(connect.CodeUnimplemented,
-			"the token is that of a system with TLS, where only a runtime (raylink.Init, join.Init) can open tunnels: use that, or call the node over HTTP")
+		return dialAsGuest(ctx, address, hello, token)
 	}
 	if token != "" {
 		return peers.DialTCP(ctx, address, hello, tunnel.Config{Token: token})
@@ -122,4 +129,30 @@ func dialOutside(ctx context.Context, address string, hello tunnel.Hello, token 
 		return nil, errors.Join(peers.ErrOpen(address), conn.Close())
 	}
 	return conn, nil
+}
+
+// dialAsGuest joins the system of a token for one tunnel: a tunnel needs the certificate of a host.
+// It is not renewed, since it is verified when the tunnel begins only.
+func dialAsGuest(ctx context.Context, address string, hello tunnel.Hello, token string) (*tunnel.Conn, error) {
+	brain, hint := os.Getenv("RAYLINK_BRAIN"), ""
+	if brain == "" {
+		// The host may be that of Brain.
+		brain, hint = address, ": if Brain is elsewhere, set RAYLINK_BRAIN to its address, HOST:PORT"
+	}
+	hello.Client = uuid.NewString()
+	member, err := membership.Join(ctx, membership.Config{
+		Host: hello.Client, Log: slog.Default(), Spawn: func(func(context.Context)) bool { return false },
+	}, brain, token)
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeOf(err), "a tunnel needs a certificate of this system: %s%s", membership.TextOf(err), hint).WithCause(err)
+	}
+	return dialAsMember(ctx, member, address, hello, tunnel.Config{})
+}
+
+func dialAsMember(ctx context.Context, member *membership.Member, address string, hello tunnel.Hello, config tunnel.Config) (*tunnel.Conn, error) {
+	secured, err := member.Client(hello.Host, address)
+	if err != nil {
+		return nil, err
+	}
+	return peers.DialTCPTLS(ctx, address, hello, config, secured)
 }

@@ -1,7 +1,8 @@
 // Grpc-go calls a counter node with grpc-go, as a gRPC client without RayLink does: it names the
 // node in the header raylink-node.
 //
-// RAYLINK_COUNTER is the line that `counter serve` printed, RAYLINK_TOKEN the system's token.
+// RAYLINK_COUNTER is the line that `counter serve` printed, RAYLINK_TOKEN the system's token. With
+// RAYLINK_CA set that is a system with TLS, see testTLS.
 package main
 
 import (
@@ -41,6 +42,11 @@ func main() {
 		os.Exit(2)
 	}
 	passed, failed := 0, 0
+	if os.Getenv("RAYLINK_CA") != "" {
+		passed, failed = testTLS(where)
+		fmt.Printf("grpc-go over TLS: %d passed, %d failed\n", passed, failed)
+		os.Exit(min(failed, 1))
+	}
 	for _, place := range []struct{ name, address string }{{"the host", where.Host}, {"the gateway", where.Gateway}} {
 		for _, node := range []struct{ how, name string }{{"by path", where.Path}, {"by nid", where.NID}} {
 			for _, test := range tests {

@@ -22,6 +22,7 @@ type agentFlags struct {
 	name, resources         string
 	labels, programs        []string
 	listen, advertise, data string
+	portRange               string
 	insecure                bool
 }
 
@@ -48,6 +49,7 @@ An agent that is interrupted or terminated stops the nodes on its machine first.
 	flags.StringArrayVar(&f.programs, "program", nil, "an executable that is installed here, NAME=PATH; may be repeated")
 	flags.StringVar(&f.listen, "listen", "", "the address to listen on (RAYLINK_LISTEN)")
 	flags.StringVar(&f.advertise, "advertise", "", "the address that others connect to, if it differs from --listen (RAYLINK_ADVERTISE)")
+	flags.StringVar(&f.portRange, "port-range", "", "the ports to listen on, for this agent and each node's process, e.g. 7000-7100 (RAYLINK_PORT_RANGE)")
 	flags.StringVar(&f.data, "data", "", "the directory of programs, logs and mapped files (RAYLINK_DATA; default: `raylink` in the user's state directory)")
 	flags.BoolVar(&f.insecure, "insecure", false, "listen beyond loopback although nothing is encrypted (RAYLINK_INSECURE=1)")
 	a.clientFlags(cmd)
@@ -76,7 +78,7 @@ func (f *agentFlags) options() ([]runtime.Option, error) {
 	for _, given := range []struct {
 		value  string
 		option func(string) runtime.Option
-	}{{f.listen, runtime.WithListen}, {f.advertise, runtime.WithAdvertise}, {f.data, runtime.WithData}} {
+	}{{f.listen, runtime.WithListen}, {f.advertise, runtime.WithAdvertise}, {f.portRange, runtime.WithPortRange}, {f.data, runtime.WithData}} {
 		if given.value != "" {
 			options = append(options, given.option(given.value))
 		}

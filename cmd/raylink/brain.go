@@ -163,15 +163,21 @@ func (a *app) serving(address, data, tokenFile string) {
 	if tokenFile != "" {
 		token = ", token in " + tokenFile
 	}
-	_, _ = fmt.Fprintf(a.out, "Brain serves at %s (data in %s%s): join it with RAYLINK_BRAIN=%s\n", address, data, token, address) // as above
+	text := fmt.Sprintf("Brain serves at %s (data in %s%s): join it with RAYLINK_BRAIN=%s\n", address, data, token, address)
+	if a.hasJoining {
+		text = fmt.Sprintf("On this machine: data in %s%s\n", data, token)
+	}
+	_, _ = fmt.Fprint(a.out, text) // as above
 }
 
-// joining prints how to join Brain from another machine, in a system that uses TLS with a CA of its
-// own. The token is for people who read a terminal: in JSON it is not written.
+// joining prints the lines which announce that Brain serves, and how to join it from another
+// machine, in a system that uses TLS with a CA of its own. The token is for people who read a
+// terminal: in JSON it is not written.
 func (a *app) joining(address, token string) {
 	if a.output == outputJSON {
 		return
 	}
-	const text = "Everything is encrypted (TLS). To join from another machine:\n  RAYLINK_BRAIN=%s RAYLINK_TOKEN=%s raylink agent\n"
-	_, _ = fmt.Fprintf(a.out, text, address, token) // the reader may have closed the pipe
+	a.hasJoining = true
+	const text = "Brain serves at %s (TLS). To join from another machine:\n  RAYLINK_BRAIN=%s RAYLINK_TOKEN=%s  raylink agent\n"
+	_, _ = fmt.Fprintf(a.out, text, address, address, token) // the reader may have closed the pipe
 }

@@ -28,6 +28,8 @@ type app struct {
 	tlsKey    string
 	tlsCA     string
 	output    outputForm
+	// hasJoining is set when Brain has announced itself by how to join it.
+	hasJoining bool
 }
 
 // outputForm is the format of results and errors.

@@ -237,7 +237,7 @@ func (m *Member) join(ctx context.Context) (admitted *admission.Admitted, err er
 		return err
 	})
 	if err != nil {
-		return nil, connect.Errorf(connect.CodeOf(err), "joining the system of Brain at %s by the token %s: %s", m.brain, m.token.ID(), textOf(err)).WithCause(err)
+		return nil, connect.Errorf(connect.CodeOf(err), "joining the system of Brain at %s by the token %s: %s", m.brain, m.token.ID(), TextOf(err)).WithCause(err)
 	}
 	return admitted, nil
 }
@@ -297,8 +297,8 @@ func Exchange(ctx context.Context, dial peers.DialFunc, address string, config *
 	return err
 }
 
-// textOf is the text of an error without its code.
-func textOf(err error) string {
+// TextOf is the text of an error without its code.
+func TextOf(err error) string {
 	if e, ok := errors.AsType[*tunnel.HandshakeError](err); ok {
 		return e.Message
 	}

@@ -56,6 +56,11 @@ func DialTCP(ctx context.Context, address string, hello tunnel.Hello, config tun
 	return dialTCP(ctx, new(net.Dialer).DialContext, address, hello, &security{tunnel: config})
 }
 
+// DialTCPTLS is DialTCP within TLS.
+func DialTCPTLS(ctx context.Context, address string, hello tunnel.Hello, config tunnel.Config, secured *tls.Config) (*tunnel.Conn, error) {
+	return dialTCP(ctx, new(net.Dialer).DialContext, address, hello, &security{tunnel: config, config: secured})
+}
+
 func dialTCP(ctx context.Context, dial DialFunc, address string, hello tunnel.Hello, by *security) (*tunnel.Conn, error) {
 	nc, err := dial(ctx, "tcp", address)
 	if err != nil {
@@ -80,10 +85,13 @@ func dialTCP(ctx context.Context, dial DialFunc, address string, hello tunnel.He
 
 // DialHTTP opens a connection for HTTP to another host of the system: by its Unix socket if that is
 // indeed the host's, or else by TCP. It is not part of the pool: the caller must close it.
+//
+// In a system that uses TLS it is by TCP: requests of clients with any role are forwarded, and by
+// Unix socket Brain could not prove that it has the role admin.
 func (p *Pool) DialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
 	hello := p.hello()
 	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
-	if p.hasSocket(info) {
+	if p.hasSocket(info) && p.config.TLS == nil {
 		if nc, err := dialRaw(ctx, p.config.Dial, "unix", info.GetSocket(), hello, &security{tunnel: p.config.Tunnel}); err == nil {
 			return nc, nil
 		}

@@ -263,7 +263,7 @@ func (x *Machine) GetPrograms() []string {
 }
 
 // HostSettings are what a process on another machine than its launcher's gets from the keeper
-// instead: addresses and directories of that machine. They contain no secrets.
+// instead: addresses, ports and files of that machine. They contain no secrets.
 type HostSettings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// See the options of the runtime with these names.
@@ -273,6 +273,10 @@ type HostSettings struct {
 	Data      string `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
 	// The run directory.
 	Run           string `protobuf:"bytes,5,opt,name=run,proto3" json:"run,omitempty"`
+	PortRange     string `protobuf:"bytes,6,opt,name=port_range,json=portRange,proto3" json:"port_range,omitempty"`
+	TlsCert       string `protobuf:"bytes,7,opt,name=tls_cert,json=tlsCert,proto3" json:"tls_cert,omitempty"`
+	TlsKey        string `protobuf:"bytes,8,opt,name=tls_key,json=tlsKey,proto3" json:"tls_key,omitempty"`
+	TlsCa         string `protobuf:"bytes,9,opt,name=tls_ca,json=tlsCa,proto3" json:"tls_ca,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -338,6 +342,34 @@ func (x *HostSettings) GetData() string {
 func (x *HostSettings) GetRun() string {
 	if x != nil {
 		return x.Run
+	}
+	return ""
+}
+
+func (x *HostSettings) GetPortRange() string {
+	if x != nil {
+		return x.PortRange
+	}
+	return ""
+}
+
+func (x *HostSettings) GetTlsCert() string {
+	if x != nil {
+		return x.TlsCert
+	}
+	return ""
+}
+
+func (x *HostSettings) GetTlsKey() string {
+	if x != nil {
+		return x.TlsKey
+	}
+	return ""
+}
+
+func (x *HostSettings) GetTlsCa() string {
+	if x != nil {
+		return x.TlsCa
 	}
 	return ""
 }
@@ -1081,13 +1113,18 @@ const file_raylink_machine_v1_machine_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xea\x01\n" +
 	"\fHostSettings\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12\x1c\n" +
 	"\tadvertise\x18\x02 \x01(\tR\tadvertise\x12\x14\n" +
 	"\x05brain\x18\x03 \x01(\tR\x05brain\x12\x12\n" +
 	"\x04data\x18\x04 \x01(\tR\x04data\x12\x10\n" +
-	"\x03run\x18\x05 \x01(\tR\x03run\"\xb0\x02\n" +
+	"\x03run\x18\x05 \x01(\tR\x03run\x12\x1d\n" +
+	"\n" +
+	"port_range\x18\x06 \x01(\tR\tportRange\x12\x19\n" +
+	"\btls_cert\x18\a \x01(\tR\atlsCert\x12\x17\n" +
+	"\atls_key\x18\b \x01(\tR\x06tlsKey\x12\x15\n" +
+	"\x06tls_ca\x18\t \x01(\tR\x05tlsCa\"\xb0\x02\n" +
 	"\n" +
 	"LaunchSpec\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +

@@ -1786,7 +1786,13 @@ const file_contract_v1_contract_proto_rawDesc = "" +
 	"\x05Crash\x12\x19.contract.v1.CrashRequest\x1a\x1a.contract.v1.CrashResponse\x1a*\xa2\xf3\xf2\x86\a$\n" +
 	"\x05probe\x12\x17contract.v1.ProbeConfig @( 2B\n" +
 	"\x05Other\x129\n" +
-	"\x04Ping\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponseBIZGgithub.com/raylink/raylink/internal/contract/gen/contract/v1;contractv1b\x06proto3"
+	"\x04Ping\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse2\xf3\x02\n" +
+	"\aGuarded\x12=\n" +
+	"\bAsAnyone\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\x12G\n" +
+	"\bAsCaller\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\"\b\xa2\xf3\xf2\x86\a\x02\x10\x01\x12E\n" +
+	"\x06AsHost\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\"\b\xa2\xf3\xf2\x86\a\x02\x10\x02\x12F\n" +
+	"\aAsAdmin\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\"\b\xa2\xf3\xf2\x86\a\x02\x10\x03\x12Q\n" +
+	"\fWatchAsAdmin\x12\x19.contract.v1.CountRequest\x1a\x1a.contract.v1.CountResponse\"\b\xa2\xf3\xf2\x86\a\x02\x10\x030\x01BIZGgithub.com/raylink/raylink/internal/contract/gen/contract/v1;contractv1b\x06proto3"
 
 var (
 	file_contract_v1_contract_proto_rawDescOnce sync.Once
@@ -1865,24 +1871,34 @@ var file_contract_v1_contract_proto_depIdxs = []int32{
 	25, // 25: contract.v1.Probe.Spawn:input_type -> contract.v1.SpawnRequest
 	27, // 26: contract.v1.Probe.Crash:input_type -> contract.v1.CrashRequest
 	1,  // 27: contract.v1.Other.Ping:input_type -> contract.v1.AddRequest
-	2,  // 28: contract.v1.Probe.Add:output_type -> contract.v1.AddResponse
-	4,  // 29: contract.v1.Probe.Echo:output_type -> contract.v1.EchoResponse
-	6,  // 30: contract.v1.Probe.Fail:output_type -> contract.v1.FailResponse
-	9,  // 31: contract.v1.Probe.Block:output_type -> contract.v1.BlockResponse
-	9,  // 32: contract.v1.Probe.BlockBeside:output_type -> contract.v1.BlockResponse
-	11, // 33: contract.v1.Probe.Release:output_type -> contract.v1.ReleaseResponse
-	13, // 34: contract.v1.Probe.Who:output_type -> contract.v1.WhoResponse
-	32, // 35: contract.v1.Probe.Nothing:output_type -> google.protobuf.Empty
-	15, // 36: contract.v1.Probe.Count:output_type -> contract.v1.CountResponse
-	17, // 37: contract.v1.Probe.Sum:output_type -> contract.v1.SumResponse
-	19, // 38: contract.v1.Probe.Chat:output_type -> contract.v1.ChatResponse
-	21, // 39: contract.v1.Probe.Log:output_type -> contract.v1.LogResponse
-	24, // 40: contract.v1.Probe.Relay:output_type -> contract.v1.RelayResponse
-	26, // 41: contract.v1.Probe.Spawn:output_type -> contract.v1.SpawnResponse
-	28, // 42: contract.v1.Probe.Crash:output_type -> contract.v1.CrashResponse
-	2,  // 43: contract.v1.Other.Ping:output_type -> contract.v1.AddResponse
-	28, // [28:44] is the sub-list for method output_type
-	12, // [12:28] is the sub-list for method input_type
+	1,  // 28: contract.v1.Guarded.AsAnyone:input_type -> contract.v1.AddRequest
+	1,  // 29: contract.v1.Guarded.AsCaller:input_type -> contract.v1.AddRequest
+	1,  // 30: contract.v1.Guarded.AsHost:input_type -> contract.v1.AddRequest
+	1,  // 31: contract.v1.Guarded.AsAdmin:input_type -> contract.v1.AddRequest
+	14, // 32: contract.v1.Guarded.WatchAsAdmin:input_type -> contract.v1.CountRequest
+	2,  // 33: contract.v1.Probe.Add:output_type -> contract.v1.AddResponse
+	4,  // 34: contract.v1.Probe.Echo:output_type -> contract.v1.EchoResponse
+	6,  // 35: contract.v1.Probe.Fail:output_type -> contract.v1.FailResponse
+	9,  // 36: contract.v1.Probe.Block:output_type -> contract.v1.BlockResponse
+	9,  // 37: contract.v1.Probe.BlockBeside:output_type -> contract.v1.BlockResponse
+	11, // 38: contract.v1.Probe.Release:output_type -> contract.v1.ReleaseResponse
+	13, // 39: contract.v1.Probe.Who:output_type -> contract.v1.WhoResponse
+	32, // 40: contract.v1.Probe.Nothing:output_type -> google.protobuf.Empty
+	15, // 41: contract.v1.Probe.Count:output_type -> contract.v1.CountResponse
+	17, // 42: contract.v1.Probe.Sum:output_type -> contract.v1.SumResponse
+	19, // 43: contract.v1.Probe.Chat:output_type -> contract.v1.ChatResponse
+	21, // 44: contract.v1.Probe.Log:output_type -> contract.v1.LogResponse
+	24, // 45: contract.v1.Probe.Relay:output_type -> contract.v1.RelayResponse
+	26, // 46: contract.v1.Probe.Spawn:output_type -> contract.v1.SpawnResponse
+	28, // 47: contract.v1.Probe.Crash:output_type -> contract.v1.CrashResponse
+	2,  // 48: contract.v1.Other.Ping:output_type -> contract.v1.AddResponse
+	2,  // 49: contract.v1.Guarded.AsAnyone:output_type -> contract.v1.AddResponse
+	2,  // 50: contract.v1.Guarded.AsCaller:output_type -> contract.v1.AddResponse
+	2,  // 51: contract.v1.Guarded.AsHost:output_type -> contract.v1.AddResponse
+	2,  // 52: contract.v1.Guarded.AsAdmin:output_type -> contract.v1.AddResponse
+	15, // 53: contract.v1.Guarded.WatchAsAdmin:output_type -> contract.v1.CountResponse
+	33, // [33:54] is the sub-list for method output_type
+	12, // [12:33] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -1901,7 +1917,7 @@ func file_contract_v1_contract_proto_init() {
 			NumEnums:      0,
 			NumMessages:   29,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_contract_v1_contract_proto_goTypes,
 		DependencyIndexes: file_contract_v1_contract_proto_depIdxs,

@@ -894,3 +894,315 @@ func RegisterOtherTunnel(server *connect.Server, node OtherNode) {
 func NewOtherTunnel(client *connect.Client) *Other {
 	return &Other{ref: otherService.NewTunnel(client)}
 }
+
+// GuardedName is the full name of the service Guarded.
+const GuardedName = "contract.v1.Guarded"
+
+// guardedService describes the service contract.v1.Guarded. Calls identify a method by its index in
+// Methods.
+var guardedService = runtime.GeneratedService{
+	File: &contractv1.File_contract_v1_contract_proto,
+	Name: "Guarded",
+	Type: "guarded",
+	Methods: []runtime.GeneratedMethod{
+		{
+			Name: "AsAnyone",
+			NewRequest: func() proto.Message {
+				return new(contractv1.AddRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.AddResponse)
+			},
+		},
+		{
+			Name: "AsCaller",
+			NewRequest: func() proto.Message {
+				return new(contractv1.AddRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.AddResponse)
+			},
+		},
+		{
+			Name: "AsHost",
+			NewRequest: func() proto.Message {
+				return new(contractv1.AddRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.AddResponse)
+			},
+		},
+		{
+			Name: "AsAdmin",
+			NewRequest: func() proto.Message {
+				return new(contractv1.AddRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.AddResponse)
+			},
+		},
+		{
+			Name: "WatchAsAdmin",
+			NewRequest: func() proto.Message {
+				return new(contractv1.CountRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.CountResponse)
+			},
+		},
+	},
+}
+
+// guardedHandlers run the methods of a node, in the order of guardedService.
+var guardedHandlers = []runtime.GeneratedHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(GuardedNode).AsAnyone(ctx, req.(*contractv1.AddRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.AddResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(GuardedNode).AsCaller(ctx, req.(*contractv1.AddRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.AddResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(GuardedNode).AsHost(ctx, req.(*contractv1.AddRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.AddResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(GuardedNode).AsAdmin(ctx, req.(*contractv1.AddRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.AddResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*contractv1.CountRequest, *contractv1.CountResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
+			}
+			return node.(GuardedNode).WatchAsAdmin(ctx, req, stream)
+		},
+	},
+}
+
+// GuardedNode is the interface that a node of the service contract.v1.Guarded implements. Its unary
+// methods run one at a time unless the schema says otherwise.
+//
+// Guarded is a node whose methods require roles of their callers.
+type GuardedNode interface {
+	AsAnyone(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error)
+
+	AsCaller(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error)
+
+	AsHost(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error)
+
+	AsAdmin(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error)
+
+	WatchAsAdmin(context.Context, *contractv1.CountRequest, GuardedWatchAsAdminServerStream) error
+}
+
+// GuardedWatchAsAdminServerStream is the node's side of WatchAsAdmin.
+type GuardedWatchAsAdminServerStream = runtime.ServerStreamingServer[*contractv1.CountResponse]
+
+// GuardedWatchAsAdminClientStream is the caller's side of WatchAsAdmin.
+type GuardedWatchAsAdminClientStream = runtime.ServerStreamingClient[*contractv1.CountResponse]
+
+// UnimplementedGuardedNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
+type UnimplementedGuardedNode struct{}
+
+// AsAnyone returns an error with the code Unimplemented.
+func (UnimplementedGuardedNode) AsAnyone(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Guarded/AsAnyone is not implemented")
+}
+
+// AsCaller returns an error with the code Unimplemented.
+func (UnimplementedGuardedNode) AsCaller(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Guarded/AsCaller is not implemented")
+}
+
+// AsHost returns an error with the code Unimplemented.
+func (UnimplementedGuardedNode) AsHost(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Guarded/AsHost is not implemented")
+}
+
+// AsAdmin returns an error with the code Unimplemented.
+func (UnimplementedGuardedNode) AsAdmin(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Guarded/AsAdmin is not implemented")
+}
+
+// WatchAsAdmin returns an error with the code Unimplemented.
+func (UnimplementedGuardedNode) WatchAsAdmin(context.Context, *contractv1.CountRequest, GuardedWatchAsAdminServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "contract.v1.Guarded/WatchAsAdmin is not implemented")
+}
+
+// GuardedType returns the node type "guarded", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
+func GuardedType(setup func(context.Context, *runtime.Node) (GuardedNode, error)) runtime.NodeType {
+	return guardedService.NodeType(guardedHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+		return setup(ctx, node)
+	})
+}
+
+// Guarded is the handle of a node of the service contract.v1.Guarded, wherever that node lives. It
+// is safe for concurrent use.
+//
+// Guarded is a node whose methods require roles of their callers.
+type Guarded struct {
+	ref runtime.Ref
+}
+
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
+func (h *Guarded) Ref() runtime.Ref {
+	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
+func (h *Guarded) Intercepted(interceptors ...runtime.ClientInterceptor) *Guarded {
+	return &Guarded{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Guarded) String() string {
+	return "Guarded(" + h.ref.String() + ")"
+}
+
+// AsAnyone calls contract.v1.Guarded.AsAnyone and waits for its response.
+func (h *Guarded) AsAnyone(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Unary(ctx, h.ref, req)
+}
+
+// AsAnyoneAsync calls AsAnyone and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Guarded) AsAnyoneAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Async(ctx, h.ref, req)
+}
+
+// AsCaller calls contract.v1.Guarded.AsCaller and waits for its response.
+func (h *Guarded) AsCaller(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](1).Unary(ctx, h.ref, req)
+}
+
+// AsCallerAsync calls AsCaller and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Guarded) AsCallerAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](1).Async(ctx, h.ref, req)
+}
+
+// AsHost calls contract.v1.Guarded.AsHost and waits for its response.
+func (h *Guarded) AsHost(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](2).Unary(ctx, h.ref, req)
+}
+
+// AsHostAsync calls AsHost and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
+func (h *Guarded) AsHostAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](2).Async(ctx, h.ref, req)
+}
+
+// AsAdmin calls contract.v1.Guarded.AsAdmin and waits for its response.
+func (h *Guarded) AsAdmin(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](3).Unary(ctx, h.ref, req)
+}
+
+// AsAdminAsync calls AsAdmin and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Guarded) AsAdminAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](3).Async(ctx, h.ref, req)
+}
+
+// WatchAsAdmin calls contract.v1.Guarded.WatchAsAdmin and returns the stream of its responses.
+func (h *Guarded) WatchAsAdmin(ctx context.Context, req *contractv1.CountRequest) (GuardedWatchAsAdminClientStream, error) {
+	return runtime.GeneratedCall[*contractv1.CountRequest, *contractv1.CountResponse](4).ServerStream(ctx, h.ref, req)
+}
+
+// CreateGuarded creates a node of the type "guarded" under parent and blocks until it is set up.
+func CreateGuarded(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Guarded, error) {
+	ref, err := guardedService.Create(ctx, parent, nil, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &Guarded{ref: ref}, nil
+}
+
+// CreateGuardedN creates n nodes of the type "guarded" under parent at once: all, or none and an
+// error.
+func CreateGuardedN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Guarded, error) {
+	refs, err := guardedService.CreateN(ctx, parent, n, nil, opts...)
+	if err != nil {
+		return nil, err
+	}
+	handles := make([]*Guarded, len(refs))
+	for i, ref := range refs {
+		handles[i] = &Guarded{ref: ref}
+	}
+	return handles, nil
+}
+
+// FindGuarded looks up a node of the service contract.v1.Guarded, by path, alias or id. A relative
+// path is relative to from.
+func FindGuarded(ctx context.Context, from runtime.Finder, where runtime.Where) (*Guarded, error) {
+	ref, err := guardedService.Find(ctx, from, where)
+	if err != nil {
+		return nil, err
+	}
+	return &Guarded{ref: ref}, nil
+}
+
+// GuardedFrom makes a handle of a reference that was received in a message. It makes no call.
+func GuardedFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Guarded, error) {
+	found, err := guardedService.From(from, ref)
+	if err != nil {
+		return nil, err
+	}
+	return &Guarded{ref: found}, nil
+}
+
+// NewLocalGuarded runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
+func NewLocalGuarded(node GuardedNode) *Guarded {
+	return &Guarded{ref: guardedService.NewLocal(guardedHandlers, node)}
+}
+
+// RegisterGuardedTunnel runs node behind a mailbox and registers it with server, where
+// NewGuardedTunnel and any other client of the service reach it. It need not be closed.
+func RegisterGuardedTunnel(server *connect.Server, node GuardedNode) {
+	guardedService.RegisterTunnel(server, guardedHandlers, node)
+}
+
+// NewGuardedTunnel returns a handle of the node that client reaches.
+func NewGuardedTunnel(client *connect.Client) *Guarded {
+	return &Guarded{ref: guardedService.NewTunnel(client)}
+}
