@@ -231,6 +231,12 @@ func (g *webGuard) refuseRequest(w http.ResponseWriter, r *http.Request, err err
 	if c := listen.ConnOf(r.Context()); c != nil && !c.IsAdmitted() {
 		w.Header().Set("Connection", "close") // over HTTP/2 the server sends a GOAWAY
 	}
+	if r.ProtoMajor > 1 && 0 < r.ContentLength && r.ContentLength <= maxPublicBody {
+		// A stream that is reset before its request has ended loses the response in some clients,
+		// such as curl.
+		g.deadline(w, time.Now().Add(listen.LingerTime))
+		_, _ = io.Copy(io.Discard, r.Body) // it is refused anyway
+	}
 	g.dropBody(w, r)
 	if werr := g.errors.Write(w, r, err); werr != nil {
 		g.host.log.Debug("writing a refusal", slog.Any("error", werr))
