@@ -143,7 +143,7 @@ func (g *guardedSystem) byTunnel(t *testing.T, role pki.Role) *contractv1raylink
 }
 
 // TestMethodsRequireRoles: each method of a node serves the callers that have the role which its
-// schema requires, whatever way they call, and tells others which it is.
+// schema requires, whatever way they call. The error of others has both roles.
 func TestMethodsRequireRoles(t *testing.T) {
 	t.Parallel()
 	g := newGuardedSystem(t)
@@ -265,8 +265,8 @@ func TestRevocationEndsStreams(t *testing.T) {
 	require.ErrorContains(t, err, "revoked")
 }
 
-// TestDialTunnelByToken: a program without a runtime opens a tunnel by a token, whose role it has, and
-// which ends with the token.
+// TestDialTunnelByToken: a program without a runtime opens a tunnel by a token. The tunnel has the
+// token's role, and ends with it.
 func TestDialTunnelByToken(t *testing.T) {
 	g := newGuardedSystem(t)
 	info, err := g.node.Ref().CreateTunnel(t.Context(), "mine")

@@ -473,37 +473,45 @@ type organisation struct {
 	cert, key, ca string
 }
 
+func newOrganisation(dir string) *organisation {
+	return &organisation{cert: dir + "/cert.pem", key: dir + "/key.pem", ca: dir + "/ca.pem"}
+}
+
+func (o *organisation) option() raylink.Option { return raylink.WithOwnPKI(o.cert, o.key, o.ca) }
+
 // write replaces the files by those of a new CA.
 func (o *organisation) write(t *testing.T) {
 	t.Helper()
-	dir := t.TempDir()
-	ca, err := pki.OpenCA(dir + "/ca")
+	ca, err := pki.OpenCA(t.TempDir() + "/ca")
 	require.NoError(t, err)
-	request, err := pki.NewRequest("organisation")
-	require.NoError(t, err)
-	chain, err := ca.Sign(request.CSR(), pki.Grant{HostID: "organisation", Role: pki.RoleJoin, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
-	require.NoError(t, err)
-	cert, err := request.Accept(chain, pki.Trust{Roots: ca.Roots})
-	require.NoError(t, err)
+	o.issue(t, ca, 0)
+}
+
+// issue replaces the files by those of a CA; 0 is the default of the lifetime.
+func (o *organisation) issue(t *testing.T, ca *pki.CA, lifetime time.Duration) {
+	t.Helper()
+	cert := certificate(t, ca, pki.Grant{HostID: "organisation", Role: pki.RoleJoin, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, Lifetime: lifetime})
 	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	require.NoError(t, err)
-	write := func(path string, content []byte) {
-		require.NoError(t, os.WriteFile(path+".new", content, 0o600))
-		require.NoError(t, os.Rename(path+".new", path))
-	}
-	write(o.ca, ca.PEM())
-	write(o.key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	write(o.cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[0]}))
+	replace(t, o.ca, ca.PEM())
+	replace(t, o.key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	replace(t, o.cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}))
+}
+
+// replace replaces a file as a whole.
+func replace(t *testing.T, path string, content []byte) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(path+".new", content, 0o600))
+	require.NoError(t, os.Rename(path+".new", path))
 }
 
 // TestOwnPKI: a system with an organisation's certificates, which are replaced while it runs.
 func TestOwnPKI(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
-	dir := t.TempDir()
-	o := &organisation{cert: dir + "/cert.pem", key: dir + "/key.pem", ca: dir + "/ca.pem"}
+	o := newOrganisation(t.TempDir())
 	o.write(t)
-	files := raylink.WithOwnPKI(o.cert, o.key, o.ca)
+	files := o.option()
 	rt := system(t, files, raylink.WithToken("s3cret"))
 	other := joined(t, rt, files, runtime.WithToken("s3cret"))
 	node := create(t, other, runtime.Here())
@@ -526,4 +534,53 @@ func TestOwnPKI(t *testing.T) {
 	}, patience, 100*time.Millisecond, "the new certificates are used")
 	_, err = node.Echo(ctx, &contractv1.EchoRequest{})
 	require.NoError(t, err)
+}
+
+// TestUnusableOwnPKI: Brain and a host whose files are replaced by ones that can't be used go on
+// with what they had, and log that once.
+func TestUnusableOwnPKI(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	ca, err := pki.OpenCA(t.TempDir() + "/ca")
+	require.NoError(t, err)
+	brains, hosts, callers := newOrganisation(t.TempDir()), newOrganisation(t.TempDir()), newOrganisation(t.TempDir())
+	logs := map[*organisation]*logBuffer{brains: new(logBuffer), hosts: new(logBuffer)}
+	for _, o := range []*organisation{brains, hosts, callers} {
+		o.issue(t, ca, 0)
+	}
+	secret := runtime.WithToken("s3cret")
+	rt := system(t, brains.option(), secret, raylink.WithLogger(logs[brains].logger()))
+	host := joined(t, rt, hosts.option(), secret, runtime.WithLogger(logs[hosts].logger()))
+	node := create(t, host, runtime.Here())
+
+	const said = "the TLS files have changed and can't be used"
+	for n, c := range []struct {
+		what  string
+		spoil func(o *organisation)
+	}{
+		{"find any PEM data", func(o *organisation) { replace(t, o.cert, []byte("garbage")) }},
+		{"was valid until", func(o *organisation) { o.issue(t, ca, time.Nanosecond) }},
+	} {
+		for o, log := range logs {
+			c.spoil(o)
+			address := map[*organisation]string{brains: rt.Address(), hosts: host.Address()}[o]
+			require.Eventually(t, func() bool {
+				conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}})
+				if !assert.NoError(t, err, "what was loaded before is not used") {
+					return true
+				}
+				_ = conn.Close()
+				return strings.Count(log.String(), said) > n
+			}, patience, 50*time.Millisecond)
+			assert.Contains(t, log.String(), c.what)
+		}
+		caller := joined(t, rt, callers.option(), secret)
+		found, err := contractv1raylink.FindProbe(ctx, caller, runtime.Path(node.Ref().Path()))
+		require.NoError(t, err)
+		_, err = found.Echo(ctx, &contractv1.EchoRequest{})
+		require.NoError(t, err)
+		for _, log := range logs {
+			assert.Equal(t, n+1, strings.Count(log.String(), said), "%s", log)
+		}
+	}
 }

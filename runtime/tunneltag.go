@@ -137,9 +137,9 @@ type Tunnel struct {
 // the token that a system of the same user on this machine has generated. The caller must Close the
 // tunnel.
 //
-// In a system that uses TLS with a CA of its own the tunnel has the role of the token, and ends when
-// that is revoked. DialTunnel gets a certificate from Brain at RAYLINK_BRAIN, or at the node's own
-// address if that is not set.
+// In a system that uses TLS with a CA of its own the tunnel has the role of the token, and ends
+// when that is revoked. DialTunnel gets a certificate from Brain at RAYLINK_BRAIN, or at the node's
+// own address if that is not set.
 // In one with an organisation's certificates it uses those of RAYLINK_TLS_CERT, RAYLINK_TLS_KEY and
 // RAYLINK_TLS_CA.
 func DialTunnel(ctx context.Context, info *nodev1.TunnelInfo, token string) (*Tunnel, error) {

@@ -1,10 +1,12 @@
 // Connects Connect clients to a RayLink system: copy this file into your program.
 //
 //   const system = new System();      // RAYLINK_BRAIN, RAYLINK_TOKEN, RAYLINK_CA
-//   const counter = createClient(Counter, createConnectTransport({ httpVersion: "1.1", ...(await system.options("counter-0")) }));
+//   const options = { httpVersion: "1.1", ...(await system.options("counter-0")) } as const;
+//   const counter = createClient(Counter, createConnectTransport(options));
 //
 // A token `rl1.FINGERPRINT.SECRET` is that of a system with TLS. Its CA is that of a PEM file
-// (`raylink ca` prints it), or else the one whose fingerprint the token has: then no file is needed.
+// (`raylink ca` prints it), or else the one whose fingerprint the token has: then no file is
+// needed.
 
 import { createHash, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";

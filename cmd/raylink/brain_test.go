@@ -582,3 +582,18 @@ func TestToken(t *testing.T) {
 		})
 	}
 }
+
+// TestBrainPrintsHowToJoin: the line that it prints is a command that makes a machine join.
+func TestBrainPrintsHowToJoin(t *testing.T) {
+	brain := background(t, environment("RAYLINK_DATA="+t.TempDir()), filepath.Join(program, "raylink"), "brain", "--listen", "127.0.0.1:0", "--tls")
+	var lines []string
+	require.Eventually(t, func() bool {
+		lines = strings.Split(brain.stdout.String(), "\n")
+		return len(lines) > 3
+	}, patience, time.Millisecond)
+	require.Regexp(t, `^Brain serves at 127\.0\.0\.1:\d+ \(TLS\)\. To join from another machine:$`, lines[0])
+	require.Regexp(t, `^  RAYLINK_BRAIN=127\.0\.0\.1:\d+ RAYLINK_TOKEN=rl1\.\S+  raylink agent$`, lines[1])
+	require.Regexp(t, `^On this machine: data in \S+, token in \S+$`, lines[2])
+	agent := background(t, environment("RAYLINK_DATA="+t.TempDir(), "RAYLINK_MACHINE=another"), "sh", "-c", lines[1])
+	require.Regexp(t, `^machine-0: the machine \S+ has joined: `, agent.line())
+}

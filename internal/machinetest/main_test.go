@@ -215,6 +215,7 @@ type node struct {
 	Machine    string            `json:"machine"`
 	Allocated  string            `json:"allocated"`
 	PID        int               `json:"pid"`
+	Address    string            `json:"address"`
 	GPUs       []uint32          `json:"gpus"`
 	Attributes map[string]string `json:"attributes"`
 }
@@ -384,7 +385,7 @@ func create(ctx context.Context, rt *raylink.Runtime, o order) (a answer, err er
 func described(rec *nodev1.NodeRecord) node {
 	n := node{
 		Path: rec.GetPath(), NID: rec.GetNid(), Machine: rec.GetHost().GetMachine(), Allocated: rec.GetAllocation().GetMachine(),
-		PID: int(rec.GetHost().GetPid()), GPUs: rec.GetAllocation().GetGpus(), Attributes: make(map[string]string),
+		PID: int(rec.GetHost().GetPid()), Address: rec.GetHost().GetAddress(), GPUs: rec.GetAllocation().GetGpus(), Attributes: make(map[string]string),
 	}
 	for key, value := range rec.GetAttributes() {
 		n.Attributes[key] = strings.TrimSpace(value.GetStringValue())

@@ -51,5 +51,40 @@ func ofAdmission() []Mutant {
 			},
 			Test: "TestRenewal", Package: "internal/admission",
 		},
+		{
+			Name: "runtime/methods-serve-every-role",
+			Edit: Edit{File: host, Func: "authorizeMethod", Original: "!peer.Role.Includes(need)", Mutated: "false"},
+			Test: "TestMethodsRequireRoles", Package: ".", Prints: "AsAdmin by",
+		},
+		{
+			Name: "runtime/callers-name-their-roles",
+			Edit: Edit{File: "runtime/webguard.go", Func: "forwarded", Original: "!role.Includes(peer.Role)", Mutated: "true"},
+			Test: "TestMethodsRequireRoles", Package: ".", Prints: "a caller names its own role",
+		},
+		{
+			Name: "listen/streams-outlive-their-tokens",
+			Edit: Edit{File: "runtime/internal/listen/conn.go", Func: "Conn.hasToken", Original: "for id := range c.tokens", Mutated: "for id := range map[string]struct{}(nil)"},
+			Test: "TestRevocationEndsStreams", Package: ".", Prints: "goes on",
+		},
+		{
+			Name: "listen/one-source-has-all-places",
+			Edit: Edit{File: "runtime/internal/listen/admission.go", Func: "admission.tryEnter", Original: "most <= a.sources[source]+1", Mutated: "true"},
+			Test: "TestOneSourceLeavesRoomForOthers", Package: "runtime/internal/listen", Prints: "another address has to wait",
+		},
+		{
+			Name: "listen/the-oldest-of-all-makes-room",
+			Edit: Edit{File: "runtime/internal/listen/admission.go", Func: "admission.oldestOfLargest", Original: "a.sources[p.source] == most", Mutated: "p != nil"},
+			Test: "TestOneSourceLeavesRoomForOthers", Package: "runtime/internal/listen", Prints: "the connection of another address was closed",
+		},
+		{
+			Name: "listen/handshakes-begin-in-order-of-arrival",
+			Edit: Edit{File: "runtime/internal/listen/share.go", Func: "queue.push", Original: "l := q.lines[source]", Mutated: "source = netip.Prefix{}; l := q.lines[source]"},
+			Test: "TestHandshakesTakeTurns", Package: "runtime/internal/listen",
+		},
+		{
+			Name: "hosts/processes-keep-their-launchers-ports",
+			Edit: Edit{File: "runtime/machines.go", Func: "applyHostSettings", Original: "settings.GetPortRange()", Mutated: "o.PortRange"},
+			Test: "TestPortRange", Package: "internal/machinetest", Prints: "is not less than or equal to",
+		},
 	}
 }

@@ -14,7 +14,7 @@ import (
 // connects without end leaves others their part.
 
 // sourceBits is how much of an IPv6 address is its source: a network of 64 bits is what one user
-// gets (RFC 6177), who can take any address in it.
+// gets at least (RFC 6177), and any address in it can be taken.
 const sourceBits = 64
 
 // sourceOf returns the address that a connection's limits are shared by. Connections without an IP

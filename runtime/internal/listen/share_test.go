@@ -118,8 +118,8 @@ func TestFloodsDontDelayTheAcceptLoop(t *testing.T) {
 	})
 }
 
-// TestHandshakesTakeTurns: 5,000 handshakes of one address delay one of another by a few others, not
-// by all; those that are dropped are not counted.
+// TestHandshakesTakeTurns: 5,000 handshakes of one address delay one of another by a few others,
+// not by all; those that are dropped are not counted.
 func TestHandshakesTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrypto()
