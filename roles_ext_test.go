@@ -193,7 +193,7 @@ func TestMethodsRequireRoles(t *testing.T) {
 					continue
 				}
 				assert.Equal(t, connect.CodePermissionDenied, connect.CodeOf(err), what)
-				assert.ErrorContains(t, err, fmt.Sprintf("contract.v1.Guarded/%s requires the role %s, and the caller has the role %q", m.name, m.need, role), what)
+				assert.ErrorContains(t, err, fmt.Sprintf("contract.v1.Guarded/%s requires the role %s, and the caller has the role %q", m.name, m.need, role), what) //nolint:testifylint // all are reported
 			}
 		}
 		forged := g.byHTTP(t, g.host.Address(), token)
@@ -250,7 +250,7 @@ func TestRevocationEndsStreams(t *testing.T) {
 	for what, end := range ends {
 		select {
 		case err := <-end:
-			assert.Error(t, err, what)
+			assert.Error(t, err, what) //nolint:testifylint // all are reported
 		case <-ctx.Done():
 			t.Errorf("%s goes on", what)
 		}
@@ -312,7 +312,8 @@ func TestDialTunnelByToken(t *testing.T) {
 	}()
 	g.revoke(t, id)
 	select {
-	case <-blocked:
+	case err := <-blocked:
+		require.Error(t, err)
 	case <-patient(t).Done():
 		t.Fatal("the tunnel outlives its token")
 	}

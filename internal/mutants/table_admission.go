@@ -68,7 +68,7 @@ func ofAdmission() []Mutant {
 		},
 		{
 			Name: "listen/one-source-has-all-places",
-			Edit: Edit{File: "runtime/internal/listen/admission.go", Func: "admission.tryEnter", Original: "most <= a.sources[source]+1", Mutated: "true"},
+			Edit: Edit{File: "runtime/internal/listen/admission.go", Func: "admission.tryEnter", Original: "most <= a.sources[source]+1", Mutated: "most > 0"},
 			Test: "TestOneSourceLeavesRoomForOthers", Package: "runtime/internal/listen", Prints: "another address has to wait",
 		},
 		{

@@ -2,6 +2,7 @@ package listen
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -33,7 +34,7 @@ func addressed(t *testing.T, ip string) (nc, far net.Conn) {
 func isClosed(far net.Conn) bool {
 	_ = far.SetReadDeadline(time.Now())
 	_, err := far.Read(make([]byte, 1))
-	return err == io.EOF
+	return errors.Is(err, io.EOF)
 }
 
 func TestSources(t *testing.T) {
@@ -144,7 +145,9 @@ func TestHandshakesTakeTurns(t *testing.T) {
 			close(p.dropped)
 		}
 		for range hostile {
-			<-done
+			if err := <-done; err != nil {
+				require.ErrorIs(t, err, net.ErrClosed)
+			}
 		}
 		require.LessOrEqual(t, time.Since(begun), 2*handshakeInterval, "what was dropped has a turn")
 		require.True(t, c.starting.isEmpty())
