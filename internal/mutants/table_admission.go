@@ -64,7 +64,7 @@ func ofAdmission() []Mutant {
 		{
 			Name: "listen/streams-outlive-their-tokens",
 			Edit: Edit{File: "runtime/internal/listen/conn.go", Func: "Conn.hasToken", Original: "for id := range c.tokens", Mutated: "for id := range map[string]struct{}(nil)"},
-			Test: "TestRevocationEndsStreams", Package: ".", Prints: "goes on",
+			Test: "TestRevocationEndsStreams", Package: ".",
 		},
 		{
 			Name: "listen/one-source-has-all-places",
