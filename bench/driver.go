@@ -19,6 +19,8 @@ type driver struct {
 	dir     string
 	token   string
 	brain   *process
+	// secured is a Brain with TLS, for rows with the network tlsNetwork.
+	secured *process
 	pairs   map[pairKey]*pair
 	scenes  map[sceneKey]*scene
 	shared  *sharedMemory // nil until a scene needs it
@@ -84,8 +86,10 @@ func (d *driver) close() error {
 	if d.machines != nil {
 		errs = append(errs, d.machines.close())
 	}
-	if d.brain != nil {
-		errs = append(errs, d.brain.stop())
+	for _, brain := range []*process{d.brain, d.secured} {
+		if brain != nil {
+			errs = append(errs, brain.stop())
+		}
 	}
 	for _, s := range d.scenes {
 		errs = append(errs, s.close())
@@ -106,7 +110,7 @@ func (d *driver) env() []string {
 		dirEnv + "=" + d.dir, profileEnv + "=" + d.options.profile,
 		"RAYLINK_RUNTIME_DIR=" + filepath.Join(d.dir, "h"), "RAYLINK_DATA=" + filepath.Join(d.dir, "data"),
 		"RAYLINK_BRAIN=" + brain, "RAYLINK_TOKEN=" + d.token,
-		"RAYLINK_LISTEN=127.0.0.1:0", "RAYLINK_ADVERTISE=", "RAYLINK_INSECURE=", "RAYLINK_MACHINE=",
+		"RAYLINK_LISTEN=127.0.0.1:0", "RAYLINK_ADVERTISE=", "RAYLINK_INSECURE=", "RAYLINK_TLS=", "RAYLINK_MACHINE=",
 	}
 }
 
@@ -116,18 +120,27 @@ func (d *driver) pair(ctx context.Context, system, network string) (*pair, error
 	if p := d.pairs[key]; p != nil {
 		return p, nil
 	}
+	var err error
 	if system == "raylink" || system == "raylink-concurrent" {
-		if err := d.startBrain(ctx); err != nil {
+		if network == tlsNetwork {
+			err = d.startSecured(ctx)
+		} else {
+			err = d.startBrain(ctx)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
+	env := d.env()
+	if network == tlsNetwork {
+		env = d.securedEnv()
+	}
 	p := &pair{}
-	var err error
-	if p.server, err = spawn(ctx, d.env(), "server", system, network); err != nil {
+	if p.server, err = spawn(ctx, env, "server", system, network); err != nil {
 		return nil, err
 	}
 	d.pairs[key] = p
-	p.client, err = spawn(ctx, d.env(), "client", system, network, p.server.address)
+	p.client, err = spawn(ctx, env, "client", system, network, p.server.address)
 	return p, err
 }
 
@@ -139,6 +152,27 @@ func (d *driver) startBrain(ctx context.Context) error {
 	var err error
 	d.brain, err = spawn(ctx, d.env(), "brain")
 	return err
+}
+
+// startSecured starts the process of a Brain with TLS on first use.
+func (d *driver) startSecured(ctx context.Context) error {
+	if d.secured != nil {
+		return nil
+	}
+	var err error
+	d.secured, err = spawn(ctx, d.securedEnv(), "brain")
+	return err
+}
+
+// securedEnv is the environment of the processes of a system with TLS.
+func (d *driver) securedEnv() []string {
+	brain, token := "", ""
+	if d.secured != nil {
+		brain, token = d.secured.address, d.secured.token
+	}
+	dir := filepath.Join(d.dir, "tls")
+	return append(d.env(), "RAYLINK_TLS=1", "RAYLINK_BRAIN="+brain, "RAYLINK_TOKEN="+token,
+		"RAYLINK_RUNTIME_DIR="+filepath.Join(dir, "h"), "RAYLINK_DATA="+filepath.Join(dir, "data"))
 }
 
 // discard stops a pair that failed; the next measurement starts a new one.

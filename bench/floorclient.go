@@ -54,7 +54,7 @@ func dialFloorOwned(ctx context.Context, network, address string) (client, error
 }
 
 func newFloorClient(ctx context.Context, network, address string, how floorKind) (client, error) {
-	nc, err := new(net.Dialer).DialContext(ctx, network, address)
+	nc, err := dialNetwork(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +290,7 @@ func dialFloorPolling(ctx context.Context, network, address string) (client, err
 }
 
 func newFloorSyncClient(ctx context.Context, network, address string, how floorKind) (client, error) {
-	nc, err := new(net.Dialer).DialContext(ctx, network, address)
+	nc, err := dialNetwork(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}

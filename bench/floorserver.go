@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
@@ -13,6 +14,7 @@ import (
 // collected responses before it blocks in a read.
 type floorServer struct {
 	listener net.Listener
+	at       string
 	how      floorKind
 
 	run   sync.WaitGroup
@@ -27,13 +29,21 @@ func serveFloor(how floorKind) func(ctx context.Context, network string) (server
 		if err != nil {
 			return nil, err
 		}
-		s := &floorServer{listener: listener, how: how, conns: make(map[net.Conn]struct{})}
+		address := listener.Addr().String()
+		if network == tlsNetwork {
+			config, der, err := selfSigned()
+			if err != nil {
+				return nil, errors.Join(err, listener.Close())
+			}
+			listener, address = tls.NewListener(listener, config), securedAddress(address, der)
+		}
+		s := &floorServer{listener: listener, at: address, how: how, conns: make(map[net.Conn]struct{})}
 		s.run.Go(s.accept)
 		return s, nil
 	}
 }
 
-func (s *floorServer) address() string { return s.listener.Addr().String() }
+func (s *floorServer) address() string { return s.at }
 
 func (s *floorServer) close() error {
 	err := s.listener.Close()

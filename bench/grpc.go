@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
@@ -53,8 +53,8 @@ func (grpcEcho) Flood(req *benchv1.FloodRequest, stream grpc.ServerStreamingServ
 }
 
 type grpcServer struct {
-	listener net.Listener
-	server   *grpc.Server
+	at     string
+	server *grpc.Server
 }
 
 func serveGRPC(ctx context.Context, network string) (server, error) {
@@ -62,15 +62,23 @@ func serveGRPC(ctx context.Context, network string) (server, error) {
 	if err != nil {
 		return nil, err
 	}
+	address, security := listener.Addr().String(), insecure.NewCredentials()
+	if network == tlsNetwork {
+		config, der, err := selfSigned()
+		if err != nil {
+			return nil, errors.Join(err, listener.Close())
+		}
+		address, security = securedAddress(address, der), credentials.NewTLS(config)
+	}
 	s := grpc.NewServer(
-		grpc.InitialWindowSize(grpcWindow), grpc.InitialConnWindowSize(grpcWindow),
+		grpc.InitialWindowSize(grpcWindow), grpc.InitialConnWindowSize(grpcWindow), grpc.Creds(security),
 	)
 	benchv1.RegisterEchoServer(s, grpcEcho{})
 	go func() { _ = s.Serve(listener) }() // ends with close
-	return &grpcServer{listener: listener, server: s}, nil
+	return &grpcServer{at: address, server: s}, nil
 }
 
-func (s *grpcServer) address() string { return s.listener.Addr().String() }
+func (s *grpcServer) address() string { return s.at }
 
 func (s *grpcServer) close() error {
 	s.server.Stop()
@@ -88,14 +96,21 @@ func dialGRPC(_ context.Context, network, address string) (client, error) {
 }
 
 func newGRPCClient(network, address string, conns int) (*grpcClient, error) {
-	target := "passthrough:///" + address
-	if network == "unix" {
+	target, security := "passthrough:///"+address, insecure.NewCredentials()
+	switch network {
+	case "unix":
 		target = "unix:" + address
+	case tlsNetwork:
+		at, config, err := trusting(address)
+		if err != nil {
+			return nil, err
+		}
+		target, security = "passthrough:///"+at, credentials.NewTLS(config)
 	}
 	c := &grpcClient{network: network, address: address}
 	for range conns {
 		conn, err := grpc.NewClient(target,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithTransportCredentials(security),
 			grpc.WithInitialWindowSize(grpcWindow), grpc.WithInitialConnWindowSize(grpcWindow),
 		)
 		if err != nil {

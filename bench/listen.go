@@ -10,7 +10,7 @@ import (
 // dirEnv names the run's directory, which the driver removes at the end.
 const dirEnv = "RAYLINK_BENCH_DIR"
 
-// listen listens on a free loopback port, or on a Unix socket in the run's directory.
+// listen listens on a free loopback port (for tlsNetwork: without TLS), or on a Unix socket in the run's directory.
 func listen(ctx context.Context, network string) (net.Listener, error) {
 	address := "127.0.0.1:0"
 	if network == "unix" {
@@ -19,6 +19,9 @@ func listen(ctx context.Context, network string) (net.Listener, error) {
 			return nil, err
 		}
 		address = filepath.Join(dir, "socket")
+	}
+	if network == tlsNetwork {
+		network = "tcp"
 	}
 	return new(net.ListenConfig).Listen(ctx, network, address)
 }

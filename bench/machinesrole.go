@@ -3,17 +3,10 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -163,15 +156,7 @@ func create(ctx context.Context, rt *raylink.Runtime, j job) (outcome, error) {
 
 // receive receives programs, each over a TLS connection, and answers each with a byte.
 func (c *driverConn) receive(ctx context.Context) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return c.reportError(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	config, der, err := selfSigned()
 	if err != nil {
 		return c.reportError(err)
 	}
@@ -179,7 +164,7 @@ func (c *driverConn) receive(ctx context.Context) error {
 	if err != nil {
 		return c.reportError(err)
 	}
-	secured := tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	secured := tls.NewListener(l, config)
 	go func() {
 		for {
 			nc, err := secured.Accept()
@@ -192,7 +177,7 @@ func (c *driverConn) receive(ctx context.Context) error {
 			_ = nc.Close()
 		}
 	}()
-	ready := response{Address: l.Addr().String() + " " + base64.StdEncoding.EncodeToString(der)}
+	ready := response{Address: securedAddress(l.Addr().String(), der)}
 	return errors.Join(c.answer(ready, func(r request) (response, error) {
 		return response{}, fmt.Errorf("a receiver does not support %q", r.Op)
 	}), secured.Close())
@@ -201,24 +186,17 @@ func (c *driverConn) receive(ctx context.Context) error {
 // sendOnePass sends a file to a receiver, and returns how long it took from the file's opening to
 // the answer.
 func sendOnePass(ctx context.Context, path, receiver string) (time.Duration, error) {
-	address, certificate, _ := strings.Cut(receiver, " ")
-	der, err := base64.StdEncoding.DecodeString(certificate)
+	address, config, err := trusting(receiver)
 	if err != nil {
 		return 0, err
 	}
-	trusted, err := x509.ParseCertificate(der)
-	if err != nil {
-		return 0, err
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(trusted)
 	begun := time.Now()
 	file, err := os.Open(path)
 	if err != nil {
 		return 0, err
 	}
 	defer file.Close() //nolint:errcheck // only read
-	dialer := &tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool}}
+	dialer := &tls.Dialer{Config: config}
 	nc, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return 0, err

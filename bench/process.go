@@ -27,6 +27,7 @@ type process struct {
 	in      io.WriteCloser
 	out     *bufio.Reader
 	address string
+	token   string // of a Brain with TLS
 }
 
 // spawn starts this executable in a role, and waits until it is ready.
@@ -76,7 +77,7 @@ func spawnCommand(cmd *exec.Cmd, what string, started func(pid int)) (*process, 
 	if err != nil {
 		return nil, errors.Join(err, p.stop())
 	}
-	p.address = ready.Address
+	p.address, p.token = ready.Address, ready.Token
 	return p, nil
 }
 

@@ -53,9 +53,12 @@ func (echoNode) Flood(_ context.Context, req *benchv1.FloodRequest, stream bench
 	}
 }
 
-// brainRole runs Brain like `raylink brain`, until ctx ends.
-func brainRole(ctx context.Context, serving func(address string)) error {
-	return raylink.ServeBrain(ctx, raylink.BrainOptions{Serving: func(address, _, _ string) { serving(address) }})
+// brainRole runs Brain like `raylink brain`, until ctx ends. In a system with TLS, joining gets the
+// token after serving was called.
+func brainRole(ctx context.Context, serving func(address string), joining func(address, token string)) error {
+	return raylink.ServeBrain(ctx, raylink.BrainOptions{
+		Serving: func(address, _, _ string) { serving(address) }, Joining: joining,
+	})
 }
 
 type raylinkServer struct {
@@ -73,7 +76,7 @@ func serveRaylink(ctx context.Context, network string) (server, error) {
 	if err != nil {
 		return nil, errors.Join(err, rt.Close())
 	}
-	if network == "tcp" {
+	if network != "unix" {
 		// A process of the same machine would use the host's Unix socket. Renaming the host's
 		// directory hides the socket from this client, so that it uses TCP like a client on another
 		// machine.

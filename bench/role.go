@@ -37,8 +37,10 @@ type request struct {
 
 // response is the process's response. An initial one, without a request, means that it is ready.
 type response struct {
-	Error   string  `json:"error,omitempty"`
-	Address string  `json:"address,omitempty"`
+	Error   string `json:"error,omitempty"`
+	Address string `json:"address,omitempty"`
+	// Token is the join token of a Brain with TLS.
+	Token   string  `json:"token,omitempty"`
 	Usage   usage   `json:"usage"`
 	Outcome outcome `json:"outcome"`
 	// The fields below are those of the parameter server's processes.
@@ -129,7 +131,11 @@ func (c *driverConn) brain(ctx context.Context, cancel context.CancelFunc) error
 	}()
 	// Not in a goroutine: the call does not return if this process was started to host Brain's
 	// nodes.
-	return brainRole(ctx, func(address string) { _ = c.out.Encode(response{Address: address}) })
+	return brainRole(ctx, func(address string) {
+		if !encrypts() {
+			_ = c.out.Encode(response{Address: address})
+		}
+	}, func(address, token string) { _ = c.out.Encode(response{Address: address, Token: token}) })
 }
 
 func (c *driverConn) server(ctx context.Context, s system, network string) error {

@@ -17,6 +17,8 @@ type row struct {
 	systems []string
 	// once makes one round suffice: the row has rounds of its own, or its result does not vary.
 	once bool
+	// with is a further pattern that selects the row; empty for none.
+	with string
 	// layout is how the processes of a row of the parameter server are placed; empty for others.
 	layout layout
 	// storage is the load of a row of the storage; its work is empty for others.
@@ -119,7 +121,7 @@ func rows() []row {
 		row{name: fewFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 500}, systems: []string{"raylink"}},
 		row{name: fourTimesFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 2000}, systems: []string{"raylink"}},
 	)
-	return slices.Concat(rs, psRows(), storageRows(), replayRows(), machinesRows())
+	return slices.Concat(rs, psRows(), storageRows(), replayRows(), machinesRows(), tlsRows())
 }
 
 // rowsOf returns the rows beside other buffers, or all others.
@@ -139,7 +141,7 @@ func selected(rs []row, pattern string) ([]row, error) {
 	}
 	var found []row
 	for _, r := range rs {
-		if strings.HasPrefix(r.name, pattern) || re.MatchString(r.name) {
+		if strings.HasPrefix(r.name, pattern) || r.with == pattern || re.MatchString(r.name) {
 			found = append(found, r)
 		}
 	}

@@ -154,6 +154,7 @@ func (r *results) targets(lines []line) []target {
 		f.within(manySequences, fewSequences, 3),
 		f.atMost(createOne, raylinkLocal, "p50", p50, 2), f.bound(createGang, "at most 1 s", "%.2f s", value, below(1)),
 		f.atMost(sendProgram, onePassSystem, "p50", p50, 1.5),
+		f.atLeast(tlsMany, "grpc-go", 6), f.atMost(tlsOne, "grpc-go", "p50", p50, 0.5), f.atLeast(tlsLarge, "floor", 0.8),
 		f.bound(swarmRegister, "at least 5,000 a second", "%.0f", value, func(v float64) bool { return v >= 5000 }),
 		f.bound(swarmMemory, "at most 1,024 bytes each", "%.0f", value, below(1<<10)),
 		f.bound(swarmLookup, "at least 100,000 a second", "%.0f", value, func(v float64) bool { return v >= 100_000 }),
