@@ -438,14 +438,16 @@ func (b *batch) size() int {
 	return n
 }
 
-// unwritten returns the unwritten part of the batch. It must not be empty.
+// unwritten returns the unwritten part of the batch.
 func (b *batch) unwritten() net.Buffers {
 	iov, skip := b.vectors(), b.done
-	for skip > 0 && len(iov[0]) <= skip {
+	for len(iov) > 0 && len(iov[0]) <= skip {
 		skip -= len(iov[0])
 		iov = iov[1:]
 	}
-	iov[0] = iov[0][skip:]
+	if len(iov) > 0 {
+		iov[0] = iov[0][skip:]
+	}
 	return iov
 }
 
@@ -464,7 +466,9 @@ func (o *outbox) release(b *batch) {
 	b.cuts = b.cuts[:0]
 	clear(b.iov) // drop references to the memory of messages
 	b.iov = b.iov[:0]
-	o.spare, b.buf = b.buf[:0], nil
+	if b.buf != nil { // else the write was of nothing but what TLS had to say
+		o.spare, b.buf = b.buf[:0], nil
+	}
 	b.partial, b.done = false, 0
 }
 
@@ -493,7 +497,7 @@ func (c *Conn) kick() {
 }
 
 func (c *Conn) startWriting() bool {
-	if c.out.writing || c.out.corked || c.err != nil || (len(c.out.buf) == 0 && len(c.out.ring) == 0) {
+	if c.out.writing || c.out.corked || c.err != nil || (len(c.out.buf) == 0 && len(c.out.ring) == 0 && !c.secured.unsent()) {
 		return false
 	}
 	c.out.writing = true
@@ -507,10 +511,10 @@ func (c *Conn) write() {
 	// Let other goroutines queue their frames first, so that they share the write.
 	runtime.Gosched()
 	c.mu.Lock()
-	for c.err == nil && (b.partial || c.out.collect(b)) {
+	for c.err == nil && (b.partial || c.out.collect(b) || c.secured.unsent()) {
 		c.resumeReading()
 		c.mu.Unlock()
-		n, err := b.writeTo(c.nc)
+		n, err := c.writeBatch(b)
 		c.sent.Add(uint64(n)) //nolint:gosec // not negative
 		c.mu.Lock()
 		c.out.release(b)
@@ -527,7 +531,26 @@ func (c *Conn) write() {
 func (c *Conn) stopWriting() {
 	c.out.writing = false
 	c.out.shrink()
+	c.secured.shrink()
 	c.checkIdle()
+}
+
+// writeBatch writes the part of the batch that has not been written yet, and may block.
+func (c *Conn) writeBatch(b *batch) (int64, error) {
+	if c.secured != nil {
+		return c.secured.write(b)
+	}
+	return b.writeTo(c.nc)
+}
+
+// tryWrite writes as much of the batch as the socket accepts. whole reports whether that is all.
+func (c *Conn) tryWrite(b *batch) (n int, whole bool, err error) {
+	if c.secured != nil {
+		return c.secured.tryWrite(b, &c.nonblocking)
+	}
+	n, err = c.nonblocking.Write(b.vectors())
+	b.done = n
+	return n, n == b.size(), err
 }
 
 // writeTo writes the part of the batch that has not been written yet.
@@ -556,13 +579,13 @@ func (c *Conn) flush() {
 		return
 	}
 	b := &c.out.batch
-	if !c.out.collect(b) {
+	if !c.out.collect(b) && !c.secured.unsent() {
 		c.stopWriting()
 		return
 	}
 	c.resumeReading()
 	c.mu.Unlock()
-	n, err := c.nonblocking.Write(b.vectors())
+	n, whole, err := c.tryWrite(b)
 	c.sent.Add(uint64(n)) //nolint:gosec // not negative
 	c.mu.Lock()
 	switch {
@@ -572,8 +595,8 @@ func (c *Conn) flush() {
 		c.fail(lostError(err))
 		c.mu.Lock()
 		c.stopWriting()
-	case n < b.size():
-		b.partial, b.done = true, n
+	case !whole:
+		b.partial = true
 		go c.writeFunc()
 	default:
 		c.out.release(b)

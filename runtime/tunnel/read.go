@@ -81,7 +81,8 @@ func (l *readLoop) sendFatalGoAway(reason error) {
 		return
 	}
 	body := appendErrorBlock(nil, connect.NewError(connect.CodeInternal, reason.Error()), maxGoAwayBytes)
-	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) // best effort: the connection ends either way
+	// Best effort: the connection ends either way.
+	_, _ = c.writeBatch(&batch{buf: append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)})
 }
 
 // beforeRead writes what was queued during the last burst, since the next read may block. Between

@@ -37,6 +37,8 @@ type frameReader struct {
 	limit      int
 	smallReads int
 	shrink     bool
+	// secured is set if the connection is TLS's, which may have received more than it has returned.
+	secured *secured
 	// beforeMove is called before buffered bytes are moved or overwritten.
 	beforeMove func()
 	// poll, if set, is tried between frames before a read that may block. It may return 0 and no
@@ -147,6 +149,12 @@ func (r *frameReader) betweenFrames() bool { return r.begin == r.end && len(r.ds
 
 // read reads once. between reports whether the reader is at a frame boundary.
 func (r *frameReader) read(dst []byte, between bool) (int, error) {
+	if r.secured != nil {
+		if n, err := r.secured.readBuffered(dst); n > 0 || err != nil {
+			r.afterRead(n)
+			return n, err
+		}
+	}
 	if r.beforeRead != nil {
 		if err := r.beforeRead(between); err != nil {
 			return 0, err

@@ -54,6 +54,8 @@ type Conn struct {
 	// writeFunc is the method value of write, stored so that starting the writer does not allocate.
 	writeFunc   func()
 	nonblocking sock.Writer
+	// secured is nil without TLS, and until the handshake of the tunnel has succeeded.
+	secured *secured
 
 	sawTraffic            atomic.Bool
 	calls, sent, received atomic.Uint64
@@ -208,12 +210,18 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	c.reading.owner, c.reading.reclaimed = ownerLoop, make(chan struct{}, 1)
 	c.resume = make(chan struct{}, 1)
 	c.writeFunc = c.write
-	c.nonblocking.Init(nc)
-	c.reading.poller.Init(nc, c.cfg.BusyPoll)
 	return c
 }
 
 func (c *Conn) run() {
+	if c.secured = takeTLS(c.nc); c.secured != nil {
+		c.nonblocking.Init(c.secured.wire)
+		c.reading.poller.InitThrough(c.secured.wire, c.cfg.BusyPoll, c.secured)
+		c.reading.in.secured = c.secured
+	} else {
+		c.nonblocking.Init(c.nc)
+		c.reading.poller.Init(c.nc, c.cfg.BusyPoll)
+	}
 	c.out.maxFragment = c.peer.maxFragment
 	c.allocator, _ = c.handler.(Allocator)
 	c.reading.in.beforeMove = c.reading.publish

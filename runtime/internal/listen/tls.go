@@ -75,6 +75,14 @@ type cryptoConn struct {
 	left   int
 }
 
+// Socket returns the connection below for reads that bypass this one, see [tunnel.BelowTLS].
+func (c *cryptoConn) Socket() net.Conn {
+	if c.crypto != nil || c.in != nil {
+		return nil
+	}
+	return c.Conn
+}
+
 var errHandshakeSize = errors.New("the peer's handshake is too large")
 
 // Read implements [net.Conn].
@@ -109,7 +117,7 @@ func (l *Listener) handshake(ctx context.Context, nc net.Conn, in *bufio.Reader,
 		return nil, err
 	}
 	below := &cryptoConn{Conn: nc, in: in, crypto: l.crypto, source: p.source, left: maxHandshake}
-	conn := tls.Server(below, l.config.TLS.Config)
+	conn := tls.Server(tunnel.BelowTLS(below), l.config.TLS.Config)
 	err := bounded(ctx, nc, func() error {
 		l.crypto.acquire(p.source)
 		defer l.crypto.release()

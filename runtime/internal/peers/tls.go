@@ -43,7 +43,7 @@ func (p *Pool) byTCP(hostID, address string) (security, error) {
 // TLSClient performs the handshake of TLS on a new connection. It takes ownership of nc, even if it
 // fails. An error is a [*tunnel.HandshakeError].
 func TLSClient(ctx context.Context, nc net.Conn, config *tls.Config) (*tls.Conn, error) {
-	conn := tls.Client(nc, config)
+	conn := tls.Client(tunnel.BelowTLS(nc), config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
 		return nil, handshakeError(ctx, err)

@@ -23,6 +23,8 @@ type Poller struct {
 	buf     []byte
 	n       int
 	err     error
+	// through, if set, reads the socket instead.
+	through TryReader
 	// budget is how long one busy-poll lasts; 0 disables it. maxSpinning is how many readers of
 	// this process may spin at once.
 	budget      time.Duration
@@ -42,6 +44,17 @@ const (
 
 // spinning is the number of readers of this process that spin.
 var spinning atomic.Int32 //nolint:gochecknoglobals // CPUs are shared by the process
+
+// TryReader reads what has arrived, and never blocks: it returns 0 and no error if nothing has.
+type TryReader interface {
+	TryRead(b []byte) (int, error)
+}
+
+// InitThrough is Init for a socket that is read through another layer, r, and by nothing else.
+func (p *Poller) InitThrough(nc net.Conn, budget time.Duration, r TryReader) {
+	p.Init(nc, budget)
+	p.through = r
+}
 
 // Init prepares for reading nc, with busy-polls that last up to budget. If nc is not a socket, the
 // budget is not positive or the process has one CPU, Read never finds anything.
@@ -75,8 +88,8 @@ func (p *Poller) Read(b []byte) (int, error) {
 	p.buf = b
 	defer func() { p.buf = nil }()
 	for begin := monotonic(); ; {
-		if err := p.raw.Read(p.tryRead); err != nil {
-			return 0, err //nolint:wrapcheck // return the connection's error as a plain read does
+		if err := p.try(); err != nil {
+			return 0, err
 		}
 		switch {
 		case p.n > 0:
@@ -94,6 +107,16 @@ func (p *Poller) Read(b []byte) (int, error) {
 		}
 		runtime.Gosched() // let other runnable goroutines go first
 	}
+}
+
+// try reads once, into n and err.
+func (p *Poller) try() error {
+	if p.through == nil {
+		return p.raw.Read(p.tryRead) //nolint:wrapcheck // return the connection's error as a plain read does
+	}
+	n, err := p.through.TryRead(p.buf)
+	p.n, p.err = n, syscall.EAGAIN
+	return err //nolint:wrapcheck // likewise
 }
 
 var started = time.Now() //nolint:gochecknoglobals // a fixed origin

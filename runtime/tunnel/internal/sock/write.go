@@ -14,6 +14,7 @@ type Writer struct {
 	raw      syscall.RawConn
 	tryWrite func(fd uintptr) bool
 	bufs     [][]byte
+	one      [1][]byte // for WriteOne
 	n        int
 	err      error
 }
@@ -50,4 +51,12 @@ func (w *Writer) Write(b [][]byte) (int, error) {
 		err = nil
 	}
 	return max(w.n, 0), err
+}
+
+// WriteOne is Write for one buffer.
+func (w *Writer) WriteOne(b []byte) (int, error) {
+	w.one[0] = b
+	n, err := w.Write(w.one[:])
+	w.one[0] = nil
+	return n, err
 }
