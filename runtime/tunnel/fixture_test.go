@@ -19,6 +19,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(withinTLS) != "" {
+		var err error
+		if serverTLS, clientTLS, err = testTLS(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	if os.Getenv(peerMode) != "" {
 		if err := runPeer(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -91,6 +98,7 @@ func join(t require.TestingT, near, far net.Conn, clientCfg, serverCfg tunnel.Co
 		conn *tunnel.Conn
 		err  error
 	}
+	near, far = secure(near, far)
 	ch := make(chan accepted, 1)
 	go func() {
 		conn, err := tunnel.Accept(context.Background(), far, serverCfg, self, admit(h))

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"sync"
 
@@ -33,6 +34,8 @@ func BelowTLS(nc net.Conn) net.Conn { return sock.NewWire(nc) }
 type secured struct {
 	conn *tls.Conn
 	wire *sock.Wire
+	// bulk is set while much arrives. It is owned by the reader.
+	bulk bool
 }
 
 const (
@@ -153,7 +156,19 @@ func (s *secured) seal(iov net.Buffers) (n int, err error) {
 func (s *secured) readBuffered(dst []byte) (int, error) { return s.readAs(sock.ReadsBuffered, dst) }
 
 // TryRead implements [sock.TryReader]: it reads what has arrived at the socket.
-func (s *secured) TryRead(dst []byte) (int, error) { return s.readAs(sock.ReadTries, dst) }
+func (s *secured) TryRead(dst []byte) (int, error) {
+	if !s.bulk {
+		switch err := s.wire.Prefetch(); {
+		case errors.Is(err, sock.ErrWouldBlock):
+			return 0, nil
+		case err != nil && !errors.Is(err, io.EOF): // TLS has its own view of the end
+			return 0, err
+		}
+	}
+	n, err := s.readAs(sock.ReadTries, dst)
+	s.bulk = n >= sock.PrefetchBytes
+	return n, err
+}
 
 func (s *secured) readAs(mode sock.ReadMode, dst []byte) (int, error) {
 	s.wire.SetMode(mode)
