@@ -252,9 +252,10 @@ type Usage struct {
 	Nodes int
 }
 
-// Machines returns the machines that are there, by name. They must not be modified.
-func (a *Accounts) Machines() []Usage {
-	present := a.present()
+// Machines returns the machines that are there and have a name or an id, or all for an empty one,
+// by name. They must not be modified.
+func (a *Accounts) Machines(name string) []Usage {
+	present := a.present(name)
 	list := make([]Usage, 0, len(present))
 	for _, acct := range present {
 		list = append(list, acct.usage())
@@ -281,11 +282,12 @@ func (acct *account) usage() Usage {
 	return Usage{Machine: *acct.machine, Used: used, Nodes: acct.nodes}
 }
 
-// present returns the accounts of the machines that are there, by name.
-func (a *Accounts) present() []*account {
+// present returns the accounts of the machines that are there and have a name or an id, or all for
+// an empty one, by name.
+func (a *Accounts) present(name string) []*account {
 	var list []*account
 	a.machines.Ascend(func(acct *account) bool {
-		if acct.machine != nil {
+		if acct.machine != nil && (name == "" || acct.id == name || acct.machine.Name == name) {
 			list = append(list, acct)
 		}
 		return true

@@ -208,7 +208,7 @@ func (r *Request) String() string {
 
 // unknown returns an [UnknownMachineError] if a request names a machine that is not there, or nil.
 func (a *Accounts) unknown(d *demand) error {
-	all := a.present()
+	all := a.present("")
 	known := func(name string) bool {
 		return name == "" || slices.ContainsFunc(all, func(acct *account) bool { return acct.id == name || acct.machine.Name == name })
 	}
@@ -226,7 +226,7 @@ func (a *Accounts) unknown(d *demand) error {
 }
 
 func (a *Accounts) impossible(d *demand) error {
-	all := a.present()
+	all := a.present("")
 	matching := slices.DeleteFunc(slices.Clone(all), func(acct *account) bool { return !d.accepts(acct) })
 	e := &ImpossibleError{Request: d.Request, Matching: len(matching)}
 	if len(matching) > 0 {

@@ -130,7 +130,7 @@ func TestErrorsAreBounded(t *testing.T) {
 		}
 		require.NoError(t, c.a.Join(m))
 	}
-	all := c.a.Machines()[0].Total
+	all := c.a.Machines("")[0].Total
 	require.NoError(t, c.place(&Request{Count: 20, Resources: all}))
 	for i := range 20 {
 		c.wait(&Request{Count: 1, Resources: all, On: strconv.Itoa(i), By: strings.Repeat("x", 1000)})
@@ -164,7 +164,7 @@ func TestErrorsOfMachines(t *testing.T) {
 	} {
 		a := New()
 		require.ErrorContains(t, a.Join(m), says)
-		require.Empty(t, a.Machines())
+		require.Empty(t, a.Machines(""))
 	}
 }
 

@@ -218,16 +218,16 @@ func (x *Txn) Uses(records []*nodev1.NodeRecord) []*brainv1.MachineUse {
 func (t *Tree) Machines(name string) ([]*brainv1.MachineUse, error) {
 	var uses []*brainv1.MachineUse
 	var known []string
-	for _, usage := range t.accounts.Machines() {
-		if name == "" || usage.ID == name || usage.Name == name {
-			uses = append(uses, use(usage, inEffect(t.keepersByMachine[usage.ID])))
-		} else {
-			known = append(known, clip(usage.Name))
-		}
+	for _, usage := range t.accounts.Machines(name) {
+		uses = append(uses, use(usage, inEffect(t.keepersByMachine[usage.ID])))
+	}
+	if name == "" || len(uses) > 0 {
+		return uses, nil
+	}
+	for _, usage := range t.accounts.Machines("") {
+		known = append(known, clip(usage.Name))
 	}
 	switch {
-	case name == "" || len(uses) > 0:
-		return uses, nil
 	case len(known) == 0:
 		return nil, connect.Errorf(connect.CodeNotFound, "no machine has the name or the id %q: no machine has joined", clip(name))
 	default:

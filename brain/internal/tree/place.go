@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"unique"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -134,7 +133,7 @@ func (x *Txn) allocate(nid string, places []placement.Allocation, i int) (*nodev
 	if usage, ok := x.accounts.Machine(given.Machine); ok {
 		name = usage.Name
 	}
-	return &nodev1.Allocation{Machine: given.Machine, Name: name, Resources: given.Resources, Gpus: given.GPUs}, nil
+	return x.shared.allocation(&nodev1.Allocation{Machine: given.Machine, Name: name, Resources: given.Resources, Gpus: given.GPUs}), nil
 }
 
 // loadAllocation enters the allocation of a stored record, also if its machine is not there yet.
@@ -143,8 +142,10 @@ func (t *Tree) loadAllocation(rec *nodev1.NodeRecord) error {
 	if given == nil {
 		return nil
 	}
-	given.Machine, given.Name = unique.Make(given.GetMachine()).Value(), unique.Make(given.GetName()).Value()
+	given.Machine, given.Name = t.shared.text(given.GetMachine()), t.shared.text(given.GetName())
 	given.Resources = t.shared.resources(given.GetResources())
+	given = t.shared.allocation(given)
+	rec.Allocation = given
 	return t.accounts.Allocate(rec.GetNid(), placement.Allocation{
 		Machine: given.GetMachine(), Resources: given.GetResources(), GPUs: given.GetGpus(),
 	})
@@ -166,15 +167,63 @@ func placeText(place *nodev1.Place) string {
 // shared has values that many records have in common, so that each is in memory once. They are
 // immutable. It is used by the goroutine that changes the tree.
 type shared struct {
-	byText map[string]placement.Resources
-	hosts  map[string]*nodev1.HostInfo
+	byText      map[string]placement.Resources
+	hosts       map[string]*nodev1.HostInfo
+	texts       map[string]string
+	allocations map[allocationKey]*nodev1.Allocation
+}
+
+// allocationKey finds an allocation without GPUs. Those with equal keys may differ.
+type allocationKey struct {
+	machine, name string
+	// first is the alphabetically first resource, of resources many.
+	first     string
+	amount    int64
+	resources int
 }
 
 // maxShared bounds the values of each kind.
 const maxShared = 1 << 14
 
 func newShared() *shared {
-	return &shared{byText: make(map[string]placement.Resources), hosts: make(map[string]*nodev1.HostInfo)}
+	return &shared{
+		byText: make(map[string]placement.Resources), hosts: make(map[string]*nodev1.HostInfo),
+		texts: make(map[string]string), allocations: make(map[allocationKey]*nodev1.Allocation),
+	}
+}
+
+// text returns an equal string: types, services and machines repeat.
+func (s *shared) text(text string) string {
+	if known, ok := s.texts[text]; ok {
+		return known
+	}
+	if len(s.texts) >= maxShared {
+		clear(s.texts)
+	}
+	s.texts[text] = text
+	return text
+}
+
+// allocation returns an equal allocation: many nodes have as much of a machine as another one. The
+// ownership of given passes to shared.
+func (s *shared) allocation(given *nodev1.Allocation) *nodev1.Allocation {
+	if len(given.GetGpus()) > 0 {
+		return given // no other node has them
+	}
+	key := allocationKey{machine: given.GetMachine(), name: given.GetName(), resources: len(given.GetResources())}
+	for name, amount := range given.GetResources() {
+		if key.first == "" || name < key.first {
+			key.first, key.amount = name, amount
+		}
+	}
+	if known := s.allocations[key]; known != nil && maps.Equal(known.GetResources(), given.GetResources()) {
+		return known
+	}
+	if len(s.allocations) >= maxShared {
+		clear(s.allocations)
+	}
+	s.allocations[key] = given
+	return given
 }
 
 // resources returns a copy without zeros.

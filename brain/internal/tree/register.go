@@ -95,6 +95,11 @@ func (x *Txn) register(req *brainv1.RegisterRequest, places []placement.Allocati
 	nids := make([]string, 0, count)
 	first := x.revision + 1
 	launcher := x.shared.host(req.GetLauncher())
+	kind = x.shared.text(kind)
+	service, created := x.shared.text(req.GetService()), timestamppb.New(x.now)
+	if above != nil {
+		parent = above.GetNid() // one string for all children
+	}
 	for i := range count {
 		x.revision++
 		name, nid := nameOf(kind, index), NewUUID()
@@ -104,8 +109,8 @@ func (x *Txn) register(req *brainv1.RegisterRequest, places []placement.Allocati
 		}
 		rec := &nodev1.NodeRecord{
 			Nid: nid, Name: name, Path: prefix + name, Type: kind, Index: index, Parent: parent,
-			Service: req.GetService(), Alias: alias, Incarnation: 1, State: nodev1.NodeState_NODE_STATE_STARTING,
-			Attributes: cloneValues(req.GetAttributes()), Created: timestamppb.New(x.now), Revision: x.revision,
+			Service: service, Alias: alias, Incarnation: 1, State: nodev1.NodeState_NODE_STATE_STARTING,
+			Attributes: cloneValues(req.GetAttributes()), Created: created, Revision: x.revision,
 			Restarts: req.GetRestarts(), Allocation: given,
 		}
 		x.put(&node{rec: rec, born: x.revision, launcher: launcher})

@@ -129,7 +129,7 @@ func (t *Tree) load(key string, value []byte) error {
 		if key != keyNode+nid {
 			return fmt.Errorf("holds the node %q", nid)
 		}
-		n.rec.Host = t.shared.host(n.rec.GetHost())
+		t.share(n.rec)
 		if err := t.loadAllocation(n.rec); err != nil {
 			return err
 		}
@@ -175,6 +175,15 @@ func (t *Tree) load(key string, value []byte) error {
 		return nil
 	}
 	return errors.New("is of no kind that this version knows")
+}
+
+// share replaces what a stored record has in common with others.
+func (t *Tree) share(rec *nodev1.NodeRecord) {
+	rec.Host = t.shared.host(rec.GetHost())
+	rec.Type, rec.Service, rec.Parent = t.shared.text(rec.GetType()), t.shared.text(rec.GetService()), t.shared.text(rec.GetParent())
+	if rec.GetPath() == rec.GetName() { // a child of the root
+		rec.Path = rec.GetName()
+	}
 }
 
 func parseRevision(s string) (uint64, error) {

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/raylink/raylink/brain/internal/placement"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
@@ -294,9 +292,7 @@ func (x *Txn) put(n *node) {
 
 // edit stages a changed copy of a node's record.
 func (x *Txn) edit(n *node, change func(rec *nodev1.NodeRecord)) *nodev1.NodeRecord {
-	rec := proto.CloneOf(n.rec)
-	// These don't change, and are shared by the records of a node.
-	rec.Host, rec.Allocation = n.rec.GetHost(), n.rec.GetAllocation()
+	rec := copyOf(n.rec)
 	change(rec)
 	x.someEnded = x.someEnded || rec.GetState() >= nodev1.NodeState_NODE_STATE_STOPPING
 	x.revision++
@@ -305,9 +301,20 @@ func (x *Txn) edit(n *node, change func(rec *nodev1.NodeRecord)) *nodev1.NodeRec
 	return rec
 }
 
+// copyOf returns a copy of a record. They share messages and the map of attributes, which are
+// immutable: a change replaces them.
+func copyOf(rec *nodev1.NodeRecord) *nodev1.NodeRecord {
+	return &nodev1.NodeRecord{
+		Nid: rec.GetNid(), Name: rec.GetName(), Path: rec.GetPath(), Type: rec.GetType(), Index: rec.GetIndex(), Parent: rec.GetParent(),
+		Service: rec.GetService(), Alias: rec.GetAlias(), Incarnation: rec.GetIncarnation(), State: rec.GetState(), Host: rec.GetHost(),
+		Attributes: rec.GetAttributes(), Created: rec.GetCreated(), Revision: rec.GetRevision(), Cause: rec.GetCause(),
+		Restarts: rec.GetRestarts(), Allocation: rec.GetAllocation(),
+	}
+}
+
 // remove stages the removal of a node without children.
 func (x *Txn) remove(n *node, cause string) *nodev1.NodeRecord {
-	rec := proto.CloneOf(n.rec)
+	rec := copyOf(n.rec)
 	x.revision++
 	rec.Revision = x.revision
 	rec.State = nodev1.NodeState_NODE_STATE_DEAD
