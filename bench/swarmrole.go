@@ -123,8 +123,9 @@ func (h *simulatedHost) attach(ctx context.Context) error {
 	if h.lease, err = h.brain.Attach(ctx); err != nil {
 		return err
 	}
+	// Not an agent: the parameter server would have each one launch an officer.
 	first := &brainv1.AttachRequest{Host: h.info, Machine: &machinev1.Machine{
-		Id: h.info.GetMachine(), Name: h.info.GetMachine(), Platform: &machinev1.Platform{Os: "linux", Arch: "amd64"}, Agent: true,
+		Id: h.info.GetMachine(), Name: h.info.GetMachine(), Platform: &machinev1.Platform{Os: "linux", Arch: "amd64"},
 		Resources: map[string]int64{"cpu": 64_000, "memory": 256 << 30},
 	}}
 	for _, node := range h.nodes {
