@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
 
+	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/access"
 	"github.com/raylink/raylink/internal/pki"
@@ -32,9 +33,13 @@ type dispatcher struct {
 var _ tunnel.Handler = (*dispatcher)(nil)
 
 func newDispatcher(h *Host, hello tunnel.Hello, peer pki.Peer) *dispatcher {
-	own := tunnel.ServerHandlerWith(h.tunnelled, func(ctx context.Context) context.Context { return access.WithPeer(ctx, peer) })
+	own := tunnel.ServerHandlerWith(h.tunnelled, func(ctx context.Context) context.Context { return access.WithPeer(ctx, peer) }, isLookup)
 	return &dispatcher{host: h, client: hello.Client, peer: peer, own: own}
 }
+
+// isLookup reports whether a procedure is the lookup of a node in Brain. It only reads memory, and
+// takes less than a goroutine of its own.
+func isLookup(procedure string) bool { return procedure == brainv1connect.BrainServiceLookupProcedure }
 
 // find returns the node of a target if that incarnation of it lives here.
 func (d *dispatcher) find(target string) (*Node, error) {

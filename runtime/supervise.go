@@ -127,18 +127,15 @@ func (h *Host) systemType(service string, config proto.Message) (NodeType, *anyp
 // supervisedRecord finds the node's record, or registers the node.
 func (h *Host) supervisedRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, error) {
 	path := t.Name() + "-0"
-	res, err := h.brain.List(ctx, &brainv1.ListRequest{Children: true})
-	if err != nil {
+	res, err := h.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Path{Path: path}}})
+	switch rec := res.GetNode(); {
+	case connect.CodeOf(err) == connect.CodeNotFound:
+	case err != nil:
 		return nil, err
-	}
-	for _, rec := range res.GetNodes() {
-		switch {
-		case rec.GetPath() != path:
-		case !rec.GetRestarts() || rec.GetService() != t.service.name:
-			return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s exists already, as a node of %s that is not supervised", path, rec.GetService())
-		default:
-			return rec, nil
-		}
+	case !rec.GetRestarts() || rec.GetService() != t.service.name:
+		return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s exists already, as a node of %s that is not supervised", path, rec.GetService())
+	default:
+		return rec, nil
 	}
 	// It has no launcher with whose death it would end: the process that serves this Brain starts
 	// it.
