@@ -9,6 +9,24 @@ func ofPlaces() []Mutant {
 	many := []string{manyChecks, shrinkBriefly}
 	return []Mutant{
 		{
+			Name: "tree/different-allocations-are-shared",
+			Edit: Edit{
+				File: dir + "place.go", Func: "shared.allocation",
+				Original: "maps.Equal(known.GetResources(), given.GetResources())", Mutated: "true",
+			},
+			Test: "TestAllocationsAreSharedOnlyIfEqual",
+		},
+		{
+			Name: "tree/copies-of-records-lose-a-field",
+			Edit: Edit{File: dir + "txn.go", Func: "copyOf", Original: "Cause: rec.GetCause(),", Mutated: ""},
+			Test: "TestCopyOfARecordHasEveryField",
+		},
+		{
+			Name: "tree/nodes-have-allocations-of-their-own",
+			Edit: Edit{File: dir + "place.go", Func: "shared.allocation", Original: "len(given.GetGpus()) > 0", Mutated: "true"},
+			Test: "TestAllocationsAreSharedOnlyIfEqual",
+		},
+		{
 			Name: "tree/removed-nodes-keep-what-they-have",
 			Edit: Edit{File: dir + "txn.go", Func: "Txn.remove", Original: "x.accounts.Release(nid)", Mutated: "_ = nid"},
 			Test: test, Args: many,
