@@ -12,6 +12,9 @@
 // dead node returns its cause of death, for some time. The allocations of the records in the tree
 // are those of its accounts ([placement.Accounts]), in each transaction.
 //
+// A node takes less than one KiB of memory. Records share what they have in common: hosts, types,
+// services, and the allocations of nodes that have as much of the same machine.
+//
 // Concurrent reads of a Tree are safe, but not while a Txn is merged into it; the owner must hold a
 // lock for that. Start with [Tree.Lookup], [Txn.Register] and [Txn.Remove]; machines.go has the
 // machines and their keepers, place.go the places of nodes, wait.go requests that wait for one.
