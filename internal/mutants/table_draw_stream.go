@@ -114,7 +114,7 @@ func ofStreamedSamplers() []Mutant {
 		},
 		{
 			Name: "replay/runs-of-streamed-items-overlap",
-			Edit: Edit{File: "services/replay/runs.go", Func: "rowsOfRuns", Original: "first < next", Mutated: "next == 1"},
+			Edit: Edit{File: "services/replay/columnmessage.go", Func: "rowsOfRuns", Original: "first < next", Mutated: "next == 1"},
 			Test: "TestHostileResponsesAreRefused",
 		},
 		{

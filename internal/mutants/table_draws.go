@@ -63,7 +63,7 @@ func ofDraws() []Mutant {
 			Name: "replay/probabilities-are-those-of-other-draws",
 			Edit: Edit{
 				File:     "services/replay/columnmessage.go",
-				Original: "uint64(s.Key), s.Probability,", Mutated: "uint64(s.Key), 1.0/20,",
+				Original: "math.Float64bits(s.Probability)", Mutated: "math.Float64bits(1.0 / 20)",
 			},
 			Test: "TestProbabilitiesAreThoseOfTheDraws",
 		},

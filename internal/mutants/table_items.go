@@ -55,12 +55,12 @@ func ofItems() []Mutant {
 		},
 		{
 			Name: "replay/overwritten-items-are-not-replaced",
-			Edit: Edit{File: draw, Func: "Sampler.copyRows", Original: "gone[i/length] = true", Mutated: "_ = i"},
+			Edit: Edit{File: draw, Func: "Sampler.withoutLost", Original: "gone[i/length] = true", Mutated: "_ = i"},
 			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
 		},
 		{
 			Name: "replay/replaced-items-count-for-the-limiter",
-			Edit: Edit{File: draw, Func: "Sampler.copyRows", Original: "s.returned++", Mutated: "_ = s.returned"},
+			Edit: Edit{File: draw, Func: "Sampler.withoutLost", Original: "s.returned++", Mutated: "_ = s.returned"},
 			Test: "TestItemsOverwrittenBeforeTheyAreCopiedAreReplaced",
 		},
 		{

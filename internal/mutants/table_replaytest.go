@@ -37,7 +37,7 @@ func ofKilledReplays() []Mutant {
 			prints: `foreign row|another generation|instead of`,
 		},
 		{
-			name: "items-lack-rows", file: service + "draw.go", function: "Sampler.copyRows",
+			name: "items-lack-rows", file: service + "draw.go", function: "Sampler.withoutLost",
 			original: "gone[i/length] = true", mutated: "_ = i", prints: `a row is missing`,
 		},
 		{

@@ -1,12 +1,20 @@
 package replay
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
 	"time"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/services/replay/internal/table"
 	"github.com/raylink/raylink/services/replay/ring"
+)
+
+// Sizes of the elements of columns.
+const (
+	size64 = 8
+	size32 = 4
 )
 
 // sampledColumnsOf returns samples as columns.
@@ -17,64 +25,106 @@ func sampledColumnsOf(samples []table.Sample) *replayv1.SampledColumns {
 		runs += len(samples[i].More)
 		held = held || samples[i].Held
 	}
+	// The columns share memory.
+	memory := make([]byte, n*(6*size64+2*size32+1)+runs*(size64+size32))
+	column := func(n, size int) []byte {
+		var c []byte
+		c, memory = memory[:n*size:n*size], memory[n*size:]
+		return c
+	}
 	c := &replayv1.SampledColumns{
-		Keys: make([]uint64, n), Probabilities: make([]float64, n), Weights: make([]float64, n), Priorities: make([]float64, n),
-		Sampled: make([]uint32, n), TableSizes: make([]uint64, n), AgesNs: make([]uint64, n),
-		Firsts: make([]uint64, 0, runs), Lengths: make([]uint32, 0, runs),
-	}
-	if held {
-		c.Held = make([]bool, n)
-	}
-	if runs > n {
-		c.Runs = make([]uint32, n)
+		Keys: column(n, size64), Probabilities: column(n, size64), Weights: column(n, size64), Priorities: column(n, size64),
+		TableSizes: column(n, size64), AgesNs: column(n, size64), Sampled: column(n, size32),
+		Firsts: column(runs, size64), Lengths: column(runs, size32),
 	}
 	for i := range samples {
 		s := &samples[i]
-		c.Keys[i], c.Probabilities[i], c.Weights[i], c.Priorities[i] = uint64(s.Key), s.Probability, s.Weight, s.Priority
-		c.Sampled[i], c.TableSizes[i], c.AgesNs[i] = s.Sampled, uint64(s.Size), uint64(s.Age) //nolint:gosec // not negative
-		if held {
-			c.Held[i] = s.Held
+		put64(c.Keys, i, uint64(s.Key))
+		put64(c.Probabilities, i, math.Float64bits(s.Probability))
+		put64(c.Weights, i, math.Float64bits(s.Weight))
+		put64(c.Priorities, i, math.Float64bits(s.Priority))
+		put64(c.TableSizes, i, uint64(s.Size)) //nolint:gosec // not negative
+		put64(c.AgesNs, i, uint64(s.Age))      //nolint:gosec // not negative
+		put32(c.Sampled, i, s.Sampled)
+	}
+	run := 0
+	add := func(r table.Run) {
+		put64(c.Firsts, run, r.First)
+		put32(c.Lengths, run, r.Length)
+		run++
+	}
+	for i := range samples {
+		add(samples[i].Run)
+		for _, r := range samples[i].More {
+			add(r)
 		}
-		if runs > n {
-			c.Runs[i] = uint32(1 + len(s.More)) //nolint:gosec // at most as many as an item's rows
+	}
+	if runs > n {
+		c.Runs = column(n, size32)
+		for i := range samples {
+			put32(c.Runs, i, uint32(1+len(samples[i].More))) //nolint:gosec // at most as many as an item's rows
 		}
-		c.Firsts, c.Lengths = append(c.Firsts, s.Run.First), append(c.Lengths, s.Run.Length)
-		for _, r := range s.More {
-			c.Firsts, c.Lengths = append(c.Firsts, r.First), append(c.Lengths, r.Length)
+	}
+	if held {
+		c.Held = column(n, 1)
+		for i := range samples {
+			if samples[i].Held {
+				c.Held[i] = 1
+			}
 		}
 	}
 	return c
 }
 
+func put64(column []byte, i int, x uint64) { binary.LittleEndian.PutUint64(column[i*size64:], x) }
+func put32(column []byte, i int, x uint32) { binary.LittleEndian.PutUint32(column[i*size32:], x) }
+
+// at64 and at32 return an element of a column, which may be empty.
+func at64(column []byte, i int) uint64 {
+	if len(column) == 0 {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(column[i*size64:])
+}
+
+func at32(column []byte, i int) uint32 {
+	if len(column) == 0 {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(column[i*size32:])
+}
+
 // checkSampledColumns returns an error if columns do not fit together.
 func checkSampledColumns(c *replayv1.SampledColumns) error {
-	n := len(c.GetKeys())
+	n := len(c.GetKeys()) / size64
 	for _, column := range []struct {
-		name string
-		rows int
+		name  string
+		bytes []byte
+		size  int
 	}{
-		{"probabilities", len(c.GetProbabilities())},
-		{"weights", len(c.GetWeights())},
-		{"priorities", len(c.GetPriorities())},
-		{"sampled", len(c.GetSampled())},
-		{"table_sizes", len(c.GetTableSizes())},
-		{"ages_ns", len(c.GetAgesNs())},
-		{"held", len(c.GetHeld())},
-		{"runs", len(c.GetRuns())},
+		{"keys", c.GetKeys(), size64},
+		{"probabilities", c.GetProbabilities(), size64},
+		{"weights", c.GetWeights(), size64},
+		{"priorities", c.GetPriorities(), size64},
+		{"sampled", c.GetSampled(), size32},
+		{"table_sizes", c.GetTableSizes(), size64},
+		{"ages_ns", c.GetAgesNs(), size64},
+		{"held", c.GetHeld(), 1},
+		{"runs", c.GetRuns(), size32},
 	} {
-		if column.rows != n && column.rows != 0 {
-			return fmt.Errorf("invalid response from the replay: %w: %d items with %d %s", ring.ErrBatch, n, column.rows, column.name)
+		if bytes := len(column.bytes); bytes != n*column.size && bytes != 0 {
+			return fmt.Errorf("invalid response from the replay: %w: %d items with %d bytes of %s", ring.ErrBatch, n, bytes, column.name)
 		}
 	}
 	runs := n
 	if len(c.GetRuns()) > 0 {
 		runs = 0
-		for _, r := range c.GetRuns() {
-			runs += int(r)
+		for i := range n {
+			runs += int(at32(c.GetRuns(), i))
 		}
 	}
-	if len(c.GetFirsts()) != runs || len(c.GetLengths()) != runs {
-		return fmt.Errorf("invalid response from the replay: %w: %d items with %d runs, which have %d first rows and %d lengths",
+	if len(c.GetFirsts()) != runs*size64 || len(c.GetLengths()) != runs*size32 {
+		return fmt.Errorf("invalid response from the replay: %w: %d items with %d runs, which have %d bytes of first rows and %d of lengths",
 			ring.ErrBatch, n, runs, len(c.GetFirsts()), len(c.GetLengths()))
 	}
 	return nil
@@ -93,29 +143,53 @@ func sampledItemsIn(c *replayv1.SampledColumns) (sampledItems, error) {
 }
 
 // left returns how many items are left.
-func (s *sampledItems) left() int { return len(s.columns.GetKeys()) - s.item }
+func (s *sampledItems) left() int { return len(s.columns.GetKeys())/size64 - s.item }
 
-// next returns the next item, which has at most a number of rows, without their sequence numbers.
-func (s *sampledItems) next(ringID, tableName string, most uint64) (ItemInfo, error) {
+// next sets info to the next item, which has at most a number of rows, without their sequence
+// numbers.
+func (s *sampledItems) next(info *ItemInfo, ringID, tableName string, most uint64) error {
 	c, i, runs := s.columns, s.item, 1
-	if len(c.GetRuns()) > 0 {
-		runs = int(c.GetRuns()[i])
+	if len(c.Runs) > 0 {
+		runs = int(at32(c.Runs, i))
 	}
-	rows, err := rowsOfRuns(c.GetFirsts()[s.run:s.run+runs], c.GetLengths()[s.run:s.run+runs], most)
+	rows, err := rowsOfRuns(c, s.run, runs, most)
 	s.item++
 	s.run += runs
-	return ItemInfo{
-		Key:         Key{ring: ringID, table: tableName, number: c.GetKeys()[i], rows: rows},
-		Probability: at(c.GetProbabilities(), i), Weight: at(c.GetWeights(), i), Priority: at(c.GetPriorities(), i),
-		Sampled: at(c.GetSampled(), i), TableSize: at(c.GetTableSizes(), i),
-		Age: time.Duration(at(c.GetAgesNs(), i)), Held: at(c.GetHeld(), i), //nolint:gosec // since the node began
-	}, err
+	info.Key = Key{ring: ringID, table: tableName, number: at64(c.Keys, i), rows: rows}
+	info.Sequences = nil
+	info.Probability = math.Float64frombits(at64(c.Probabilities, i))
+	info.Weight = math.Float64frombits(at64(c.Weights, i))
+	info.Priority = math.Float64frombits(at64(c.Priorities, i))
+	info.Sampled, info.TableSize = at32(c.Sampled, i), at64(c.TableSizes, i)
+	info.Age = time.Duration(at64(c.AgesNs, i)) //nolint:gosec // since the node began
+	info.Held = len(c.Held) > 0 && c.Held[i] != 0
+	return err
 }
 
-// at returns an element of a column, which may be empty.
-func at[T any](column []T, i int) (element T) {
-	if len(column) > 0 {
-		element = column[i]
+// appendRunsOf appends the sequence numbers of the rows of n runs, from one on.
+func appendRunsOf(sequences []uint64, c *replayv1.SampledColumns, from, n int) []uint64 {
+	for i := from; i < from+n; i++ {
+		sequences = appendRun(sequences, at64(c.GetFirsts(), i), at32(c.GetLengths(), i))
 	}
-	return element
+	return sequences
+}
+
+// rowsOfRuns returns how many rows the n runs of an item have, from one on: at least one row, and
+// at most a number, in increasing order.
+func rowsOfRuns(c *replayv1.SampledColumns, from, n int, most uint64) (int, error) {
+	var rows, next uint64
+	for i := from; i < from+n; i++ {
+		first, length := at64(c.Firsts, i), uint64(at32(c.Lengths, i))
+		if length == 0 || first < next || first+length < first {
+			return 0, fmt.Errorf("%w: an item has %d rows from number %d on", ring.ErrBatch, length, first)
+		}
+		next = first + length
+		if rows += length; rows > most {
+			return 0, fmt.Errorf("%w: an item of more than %d rows", ring.ErrBatch, most)
+		}
+	}
+	if rows == 0 {
+		return 0, fmt.Errorf("%w: an item without rows", ring.ErrBatch)
+	}
+	return int(rows), nil //nolint:gosec // at most a ring's rows
 }

@@ -41,8 +41,8 @@ func TestColumnsAreTheSameItems(t *testing.T) {
 		want := sampledItemsOf(samples)
 		require.Equal(t, len(want), got.left())
 		for _, it := range want {
-			info, err := got.next("ring", "table", math.MaxUint64)
-			require.NoError(t, err)
+			info := ItemInfo{Sequences: []uint64{1}}
+			require.NoError(t, got.next(&info, "ring", "table", math.MaxUint64))
 			require.Equal(t, ItemInfo{
 				Key: keyOf("ring", "table", it.GetKey(), it.GetRuns()), Probability: it.GetProbability(), Weight: it.GetWeight(),
 				Priority: it.GetPriority(), Sampled: it.GetSampled(), TableSize: it.GetTableSize(), Age: time.Duration(it.GetAgeNs()),
@@ -60,17 +60,18 @@ func TestColumnsThatDoNotFitAreRefused(t *testing.T) {
 	_, err := sampledItemsIn(valid())
 	require.NoError(t, err)
 	for name, damage := range map[string]func(c *replayv1.SampledColumns){
-		"keys":          func(c *replayv1.SampledColumns) { c.Keys = c.GetKeys()[:1] },
-		"probabilities": func(c *replayv1.SampledColumns) { c.Probabilities = c.GetProbabilities()[:1] },
+		"keys":          func(c *replayv1.SampledColumns) { c.Keys = c.GetKeys()[:size64] },
+		"part of a key": func(c *replayv1.SampledColumns) { c.Keys = append(c.GetKeys(), 0) },
+		"probabilities": func(c *replayv1.SampledColumns) { c.Probabilities = c.GetProbabilities()[:size64] },
 		"weights":       func(c *replayv1.SampledColumns) { c.Weights = append(c.GetWeights(), 1) },
 		"priorities":    func(c *replayv1.SampledColumns) { c.Priorities = c.GetPriorities()[1:] },
 		"sampled":       func(c *replayv1.SampledColumns) { c.Sampled = c.GetSampled()[1:] },
 		"table_sizes":   func(c *replayv1.SampledColumns) { c.TableSizes = c.GetTableSizes()[1:] },
 		"ages_ns":       func(c *replayv1.SampledColumns) { c.AgesNs = c.GetAgesNs()[1:] },
-		"held":          func(c *replayv1.SampledColumns) { c.Held = []bool{true} },
+		"held":          func(c *replayv1.SampledColumns) { c.Held = []byte{1} },
 		"runs":          func(c *replayv1.SampledColumns) { c.Runs = c.GetRuns()[1:] },
 		"no runs":       func(c *replayv1.SampledColumns) { c.Runs = nil },
-		"many runs":     func(c *replayv1.SampledColumns) { c.GetRuns()[0] = 1 << 31 },
+		"many runs":     func(c *replayv1.SampledColumns) { put32(c.GetRuns(), 0, 1<<31) },
 		"first rows":    func(c *replayv1.SampledColumns) { c.Firsts = c.GetFirsts()[1:] },
 		"lengths":       func(c *replayv1.SampledColumns) { c.Lengths = nil },
 	} {

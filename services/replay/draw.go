@@ -139,35 +139,33 @@ func (s *Sampler[C]) fill(ctx context.Context) (*SampledBatch[C], error) {
 	return b, b.finish(s.typed)
 }
 
-// nextItem returns the next of some items of a ring, unless it has more rows than a batch has for
-// each.
-func (s *Sampler[C]) nextItem(items *sampledItems, id string) (ItemInfo, error) {
-	info, err := items.next(id, s.config.Name, s.typed.client.layout.Capacity)
+// nextItem sets info to the next of some items of a ring, unless it has more rows than a batch has
+// for each.
+func (s *Sampler[C]) nextItem(info *ItemInfo, items *sampledItems, id string) error {
+	err := items.next(info, id, s.config.Name, s.typed.client.layout.Capacity)
 	if rows := info.Key.rows; err == nil && s.options.length > 0 && rows > s.options.length {
 		err = longItem(uint64(rows), uint64(s.options.length)) //nolint:gosec // positive
 	}
-	return info, err
+	return err
 }
 
 // copyRows adds pending items to a batch, but for those of which a row was overwritten.
 func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], n int) error {
 	before, first := b.Len(), s.pending
 	length := max(b.Length, s.options.length)
-	b.Info = slices.Grow(b.Info, n)
-	for range n {
-		info, err := s.nextItem(&s.pending, b.ring)
-		if err != nil {
+	b.Info = slices.Grow(b.Info, n)[:before+n]
+	for i := range n {
+		info := &b.Info[before+i]
+		if err := s.nextItem(info, &s.pending, b.ring); err != nil {
 			return s.giveUp(b, before, first, err)
 		}
 		length = max(length, info.Key.rows)
-		b.Info = append(b.Info, info)
 	}
 	sequences := make([]uint64, 0, length*n)
-	firsts, lengths := first.columns.GetFirsts()[first.run:], first.columns.GetLengths()[first.run:]
-	for i, run := 0, 0; i < n; i++ {
-		for rows := b.Info[before+i].Key.rows; rows > 0; run++ {
-			sequences = appendRun(sequences, firsts[run], lengths[run])
-			rows -= int(lengths[run])
+	for i, run := 0, first.run; i < n; i++ {
+		end := len(sequences) + b.Info[before+i].Key.rows
+		for ; len(sequences) < end; run++ {
+			sequences = appendRunsOf(sequences, first.columns, run, 1)
 		}
 		for len(sequences) < length*(i+1) {
 			sequences = append(sequences, ring.NoRow)
@@ -188,23 +186,10 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], n int) er
 	if err != nil {
 		return s.giveUp(b, before, first, err)
 	}
-	gone := make([]bool, n)
-	for _, i := range lost {
-		gone[i/length] = true
+	kept := n
+	if len(lost) > 0 {
+		kept = s.withoutLost(b, into, n, lost, sequences)
 	}
-	kept := 0
-	for i := range n {
-		if gone[i] {
-			s.returned++
-			b.Replaced++
-			continue
-		}
-		moveRows(into, kept*length, i*length, length)
-		copy(sequences[kept*length:], sequences[i*length:(i+1)*length])
-		b.Info[before+kept] = b.Info[before+i]
-		kept++
-	}
-	b.Info = b.Info[:before+kept]
 	if err := into.Resize(kept * length); err != nil {
 		return err
 	}
@@ -217,6 +202,29 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], n int) er
 		return err
 	}
 	return b.rows.AppendRows(into)
+}
+
+// withoutLost removes the items of which a row is lost from the last n of a batch, whose rows are in
+// into, and returns how many are left.
+func (s *Sampler[C]) withoutLost(b *SampledBatch[C], into *Batch, n int, lost []int, sequences []uint64) (kept int) {
+	before, length := b.Len()-n, len(sequences)/n
+	gone := make([]bool, n)
+	for _, i := range lost {
+		gone[i/length] = true
+	}
+	for i := range n {
+		if gone[i] {
+			s.returned++
+			b.Replaced++
+			continue
+		}
+		moveRows(into, kept*length, i*length, length)
+		copy(sequences[kept*length:], sequences[i*length:(i+1)*length])
+		b.Info[before+kept] = b.Info[before+i]
+		kept++
+	}
+	b.Info = b.Info[:before+kept]
+	return kept
 }
 
 // giveUp returns the items from first on to the limiter, after an error. The batch keeps those

@@ -1,11 +1,6 @@
 package replay
 
-import (
-	"fmt"
-
-	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
-	"github.com/raylink/raylink/services/replay/ring"
-)
+import replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 
 // rowsIn returns the number of rows of runs.
 func rowsIn(runs []*replayv1.Run) int {
@@ -42,24 +37,4 @@ func appendRun(sequences []uint64, first uint64, length uint32) []uint64 {
 		sequences = append(sequences, first+k)
 	}
 	return sequences
-}
-
-// rowsOfRuns returns how many rows the runs of an item have: at least one, and at most a number, in
-// increasing order.
-func rowsOfRuns(firsts []uint64, lengths []uint32, most uint64) (int, error) {
-	var n, next uint64
-	for i, first := range firsts {
-		length := uint64(lengths[i])
-		if length == 0 || first < next || first+length < first {
-			return 0, fmt.Errorf("%w: an item has %d rows from number %d on", ring.ErrBatch, length, first)
-		}
-		next = first + length
-		if n += length; n > most {
-			return 0, fmt.Errorf("%w: an item of more than %d rows", ring.ErrBatch, most)
-		}
-	}
-	if n == 0 {
-		return 0, fmt.Errorf("%w: an item without rows", ring.ErrBatch)
-	}
-	return int(n), nil
 }

@@ -372,7 +372,7 @@ func (g *gathering[C]) announce(c *replayv1.SampledColumns, has uint64) error {
 	if err := checkSampledColumns(c); err != nil {
 		return err
 	}
-	b, n := g.batch, len(c.GetKeys())
+	b, n := g.batch, len(c.GetKeys())/size64
 	if n == 0 {
 		return nil
 	}
@@ -385,8 +385,8 @@ func (g *gathering[C]) announce(c *replayv1.SampledColumns, has uint64) error {
 	g.announced, g.lengths = c, g.lengths[:0]
 	b.Info = slices.Grow(b.Info, n)
 	for items := (sampledItems{columns: c}); items.left() > 0; {
-		info, err := g.sampler.nextItem(&items, g.ring)
-		if err != nil {
+		var info ItemInfo
+		if err := g.sampler.nextItem(&info, &items, g.ring); err != nil {
 			return err
 		}
 		rows := info.Key.rows
@@ -464,11 +464,11 @@ func (g *gathering[C]) share(rows uint64) error {
 
 // announcedNumbers returns the sequence numbers of the rows of the announced items.
 func (g *gathering[C]) announcedNumbers() []uint64 {
-	var numbers []uint64
-	for i, first := range g.announced.GetFirsts() {
-		numbers = appendRun(numbers, first, g.announced.GetLengths()[i])
+	rows := 0
+	for _, n := range g.lengths {
+		rows += n
 	}
-	return numbers
+	return appendRunsOf(make([]uint64, 0, rows), g.announced, 0, len(g.announced.GetFirsts())/size64)
 }
 
 // place copies the announced items, whose rows are back to back in columns, to the batch's memory.

@@ -664,12 +664,29 @@ func (s *scripted) Draw(ctx context.Context, stream replayv1raylink.ReplayDrawSe
 	return ctx.Err()
 }
 
+// column64 and column32 return columns of sampled items.
+func column64(elements ...uint64) []byte {
+	c := make([]byte, len(elements)*size64)
+	for i, x := range elements {
+		put64(c, i, x)
+	}
+	return c
+}
+
+func column32(elements ...uint32) []byte {
+	c := make([]byte, len(elements)*size32)
+	for i, x := range elements {
+		put32(c, i, x)
+	}
+	return c
+}
+
 // drawnPoints are items with some numbers of rows, from number 0 on, without these rows.
 func drawnPoints(lengths ...uint32) *replayv1.DrawResponse {
-	res := &replayv1.DrawResponse{Items: &replayv1.SampledColumns{Lengths: lengths}}
+	res := &replayv1.DrawResponse{Items: &replayv1.SampledColumns{Lengths: column32(lengths...)}}
 	for i, length := range lengths {
-		res.Items.Keys = append(res.Items.Keys, uint64(i+1))
-		res.Items.Firsts = append(res.Items.Firsts, res.GetRows())
+		res.Items.Keys = append(res.GetItems().GetKeys(), column64(uint64(i+1))...)
+		res.Items.Firsts = append(res.GetItems().GetFirsts(), column64(res.GetRows())...)
 		res.Rows += uint64(length)
 	}
 	return res
@@ -695,14 +712,14 @@ func TestHostileResponsesAreRefused(t *testing.T) {
 		"too many items after one": {begun, sized(1, nil, 1), sized(2, nil, 1, 1)},
 		"items without rows":       {begun, sized(0, nil, 1, 1)},
 		"item without rows":        {begun, sized(1, nil, 0, 1)},
-		"item without runs":        {begun, sized(1, func(r *replayv1.DrawResponse) { r.Items.Runs = []uint32{0, 2} }, 1, 1)},
-		"runs of others":           {begun, sized(2, func(r *replayv1.DrawResponse) { r.Items.Runs = []uint32{math.MaxUint32, 1} }, 1, 1)},
+		"item without runs":        {begun, sized(1, func(r *replayv1.DrawResponse) { r.Items.Runs = column32(0, 2) }, 1, 1)},
+		"runs of others":           {begun, sized(2, func(r *replayv1.DrawResponse) { r.Items.Runs = column32(math.MaxUint32, 1) }, 1, 1)},
 		"keys without runs":        {begun, sized(2, func(r *replayv1.DrawResponse) { r.Items.Firsts = nil }, 1, 1)},
-		"few weights":              {begun, sized(2, func(r *replayv1.DrawResponse) { r.Items.Weights = []float64{1} }, 1, 1)},
+		"few weights":              {begun, sized(2, func(r *replayv1.DrawResponse) { r.Items.Weights = column64(1) }, 1, 1)},
 		"runs in disorder": {begun, sized(2, func(r *replayv1.DrawResponse) {
-			r.Items.Keys, r.Items.Runs, r.Items.Firsts = []uint64{1}, []uint32{2}, []uint64{7, 7}
+			r.Items.Keys, r.Items.Runs, r.Items.Firsts = column64(1), column32(2), column64(7, 7)
 		}, 1, 1)},
-		"huge numbers":              {begun, sized(2, func(r *replayv1.DrawResponse) { r.Items.Firsts[0] = math.MaxUint64 }, 1, 1)},
+		"huge numbers":              {begun, sized(2, func(r *replayv1.DrawResponse) { put64(r.Items.Firsts, 0, math.MaxUint64) }, 1, 1)},
 		"item larger than the ring": {begun, sized(101, nil, 101)},
 		"huge item":                 {begun, sized(1, nil, math.MaxUint32)},
 		"huge items":                {begun, sized(1, nil, 100, 100)},

@@ -44,7 +44,13 @@ func (h *ReadHead) At(ctx context.Context, sequences []uint64, into *Batch) (los
 			drawn[i].word = word(r.wordAt(r.all, drawn[i].slot).Load())
 		}
 		h.touch(drawn[:n])
-		for _, s := range ahead[:n] {
+		for i := range min(n, preloaded) {
+			h.preload(drawn[i].slot)
+		}
+		for i, s := range ahead[:n] {
+			if i+preloaded < n {
+				h.preload(drawn[i+preloaded].slot)
+			}
 			into.sequences = append(into.sequences, sequences[s.from:s.from+s.rows]...)
 			if s.empty {
 				h.clearRows(into, s.from, s.rows)

@@ -7,3 +7,9 @@ import "unsafe" //nolint:depguard // the address of memory that is not accessed
 //
 //go:noescape
 func prefetchLines(at unsafe.Pointer, lines int)
+
+// preloadLines makes the processor load cache lines in order to read them, one at least. It causes
+// no page faults, wherever they are.
+//
+//go:noescape
+func preloadLines(at unsafe.Pointer, lines int)

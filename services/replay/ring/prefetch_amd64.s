@@ -11,3 +11,15 @@ next:
 	DECQ CX
 	JNZ  next
 	RET
+
+// func preloadLines(at unsafe.Pointer, lines int)
+TEXT ·preloadLines(SB), NOSPLIT, $0-16
+	MOVQ at+0(FP), AX
+	MOVQ lines+8(FP), CX
+
+next:
+	PREFETCHT0 (AX)
+	ADDQ $64, AX
+	DECQ CX
+	JNZ  next
+	RET

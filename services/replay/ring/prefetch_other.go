@@ -6,3 +6,6 @@ import "unsafe" //nolint:depguard // as on amd64
 
 // prefetchLines does nothing: it is an optimization that was measured on amd64 only.
 func prefetchLines(unsafe.Pointer, int) {}
+
+// preloadLines does nothing either.
+func preloadLines(unsafe.Pointer, int) {}

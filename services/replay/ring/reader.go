@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"unsafe" //nolint:depguard // addresses for preloadLines
 )
 
 // ReadHead reads rows. It is safe for concurrent use; a head for each goroutine is faster.
@@ -101,6 +102,24 @@ func (h *ReadHead) touch(drawn []draw) (sum byte) { //nolint:unparam // so that 
 		}
 	}
 	return sum
+}
+
+const (
+	// preloaded is how many rows ahead of the one that is copied are loaded. One is too late, and
+	// more than two are more lines than a processor can wait for at once.
+	preloaded = 2
+	// maxPreload is the most of a row that is loaded, per column, in bytes: behind it the processor
+	// has noticed that lines are read one after the other.
+	maxPreload = 2 << 10
+)
+
+// preload makes the processor load a row, while others are copied.
+func (h *ReadHead) preload(slot uint64) {
+	for i := range h.ring.head.geometry.columns {
+		c := &h.ring.head.geometry.columns[i]
+		lines := (min(c.size, maxPreload) + cacheLine - 1) / cacheLine
+		preloadLines(unsafe.Pointer(&h.ring.all[c.offset+slot*c.size]), int(lines)) //nolint:gosec // in bounds
+	}
 }
 
 // sampleAny tries to copy a random row, without knowledge of which rows are readable.

@@ -24,22 +24,28 @@ const (
 )
 
 // SampledColumns are sampled items column by column: the n-th element of a column belongs to the
-// n-th item. A column of zeros may be empty.
+// n-th item. A column of zeros may be empty. Elements are little-endian and have a fixed size, so
+// that columns are copied instead of parsed.
 type SampledColumns struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []uint64               `protobuf:"fixed64,1,rep,packed,name=keys,proto3" json:"keys,omitempty"`
-	Probabilities []float64              `protobuf:"fixed64,2,rep,packed,name=probabilities,proto3" json:"probabilities,omitempty"`
-	Weights       []float64              `protobuf:"fixed64,3,rep,packed,name=weights,proto3" json:"weights,omitempty"`
-	Priorities    []float64              `protobuf:"fixed64,4,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
-	Sampled       []uint32               `protobuf:"varint,5,rep,packed,name=sampled,proto3" json:"sampled,omitempty"`
-	TableSizes    []uint64               `protobuf:"varint,6,rep,packed,name=table_sizes,json=tableSizes,proto3" json:"table_sizes,omitempty"`
-	AgesNs        []uint64               `protobuf:"fixed64,7,rep,packed,name=ages_ns,json=agesNs,proto3" json:"ages_ns,omitempty"`
-	Held          []bool                 `protobuf:"varint,8,rep,packed,name=held,proto3" json:"held,omitempty"`
-	// The number of runs of each item. Empty if each has one.
-	Runs []uint32 `protobuf:"varint,9,rep,packed,name=runs,proto3" json:"runs,omitempty"`
-	// The runs of all items, back to back.
-	Firsts        []uint64 `protobuf:"fixed64,10,rep,packed,name=firsts,proto3" json:"firsts,omitempty"`
-	Lengths       []uint32 `protobuf:"varint,11,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 8 bytes each.
+	Keys []byte `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	// float64.
+	Probabilities []byte `protobuf:"bytes,2,opt,name=probabilities,proto3" json:"probabilities,omitempty"`
+	Weights       []byte `protobuf:"bytes,3,opt,name=weights,proto3" json:"weights,omitempty"`
+	Priorities    []byte `protobuf:"bytes,4,opt,name=priorities,proto3" json:"priorities,omitempty"`
+	// uint32.
+	Sampled []byte `protobuf:"bytes,12,opt,name=sampled,proto3" json:"sampled,omitempty"`
+	// uint64.
+	TableSizes []byte `protobuf:"bytes,13,opt,name=table_sizes,json=tableSizes,proto3" json:"table_sizes,omitempty"`
+	AgesNs     []byte `protobuf:"bytes,7,opt,name=ages_ns,json=agesNs,proto3" json:"ages_ns,omitempty"`
+	// A byte each: 0 or 1.
+	Held []byte `protobuf:"bytes,8,opt,name=held,proto3" json:"held,omitempty"`
+	// The number of runs of each item, uint32. Empty if each has one.
+	Runs []byte `protobuf:"bytes,14,opt,name=runs,proto3" json:"runs,omitempty"`
+	// The runs of all items, back to back: uint64 and uint32.
+	Firsts        []byte `protobuf:"bytes,10,opt,name=firsts,proto3" json:"firsts,omitempty"`
+	Lengths       []byte `protobuf:"bytes,15,opt,name=lengths,proto3" json:"lengths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -74,77 +80,77 @@ func (*SampledColumns) Descriptor() ([]byte, []int) {
 	return file_raylink_replay_v1_items_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *SampledColumns) GetKeys() []uint64 {
+func (x *SampledColumns) GetKeys() []byte {
 	if x != nil {
 		return x.Keys
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetProbabilities() []float64 {
+func (x *SampledColumns) GetProbabilities() []byte {
 	if x != nil {
 		return x.Probabilities
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetWeights() []float64 {
+func (x *SampledColumns) GetWeights() []byte {
 	if x != nil {
 		return x.Weights
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetPriorities() []float64 {
+func (x *SampledColumns) GetPriorities() []byte {
 	if x != nil {
 		return x.Priorities
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetSampled() []uint32 {
+func (x *SampledColumns) GetSampled() []byte {
 	if x != nil {
 		return x.Sampled
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetTableSizes() []uint64 {
+func (x *SampledColumns) GetTableSizes() []byte {
 	if x != nil {
 		return x.TableSizes
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetAgesNs() []uint64 {
+func (x *SampledColumns) GetAgesNs() []byte {
 	if x != nil {
 		return x.AgesNs
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetHeld() []bool {
+func (x *SampledColumns) GetHeld() []byte {
 	if x != nil {
 		return x.Held
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetRuns() []uint32 {
+func (x *SampledColumns) GetRuns() []byte {
 	if x != nil {
 		return x.Runs
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetFirsts() []uint64 {
+func (x *SampledColumns) GetFirsts() []byte {
 	if x != nil {
 		return x.Firsts
 	}
 	return nil
 }
 
-func (x *SampledColumns) GetLengths() []uint32 {
+func (x *SampledColumns) GetLengths() []byte {
 	if x != nil {
 		return x.Lengths
 	}
@@ -374,23 +380,24 @@ var File_raylink_replay_v1_items_proto protoreflect.FileDescriptor
 
 const file_raylink_replay_v1_items_proto_rawDesc = "" +
 	"\n" +
-	"\x1draylink/replay/v1/items.proto\x12\x11raylink.replay.v1\"\xb2\x02\n" +
+	"\x1draylink/replay/v1/items.proto\x12\x11raylink.replay.v1\"\xca\x02\n" +
 	"\x0eSampledColumns\x12\x12\n" +
-	"\x04keys\x18\x01 \x03(\x06R\x04keys\x12$\n" +
-	"\rprobabilities\x18\x02 \x03(\x01R\rprobabilities\x12\x18\n" +
-	"\aweights\x18\x03 \x03(\x01R\aweights\x12\x1e\n" +
+	"\x04keys\x18\x01 \x01(\fR\x04keys\x12$\n" +
+	"\rprobabilities\x18\x02 \x01(\fR\rprobabilities\x12\x18\n" +
+	"\aweights\x18\x03 \x01(\fR\aweights\x12\x1e\n" +
 	"\n" +
-	"priorities\x18\x04 \x03(\x01R\n" +
+	"priorities\x18\x04 \x01(\fR\n" +
 	"priorities\x12\x18\n" +
-	"\asampled\x18\x05 \x03(\rR\asampled\x12\x1f\n" +
-	"\vtable_sizes\x18\x06 \x03(\x04R\n" +
+	"\asampled\x18\f \x01(\fR\asampled\x12\x1f\n" +
+	"\vtable_sizes\x18\r \x01(\fR\n" +
 	"tableSizes\x12\x17\n" +
-	"\aages_ns\x18\a \x03(\x06R\x06agesNs\x12\x12\n" +
-	"\x04held\x18\b \x03(\bR\x04held\x12\x12\n" +
-	"\x04runs\x18\t \x03(\rR\x04runs\x12\x16\n" +
+	"\aages_ns\x18\a \x01(\fR\x06agesNs\x12\x12\n" +
+	"\x04held\x18\b \x01(\fR\x04held\x12\x12\n" +
+	"\x04runs\x18\x0e \x01(\fR\x04runs\x12\x16\n" +
 	"\x06firsts\x18\n" +
-	" \x03(\x06R\x06firsts\x12\x18\n" +
-	"\alengths\x18\v \x03(\rR\alengths\"\xfe\x01\n" +
+	" \x01(\fR\x06firsts\x12\x18\n" +
+	"\alengths\x18\x0f \x01(\fR\alengthsJ\x04\b\x05\x10\x06J\x04\b\x06\x10\aJ\x04\b\t\x10\n" +
+	"J\x04\b\v\x10\f\"\xfe\x01\n" +
 	"\aBlocked\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x1c\n" +
 	"\toperation\x18\x02 \x01(\tR\toperation\x12\x12\n" +
