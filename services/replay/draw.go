@@ -204,8 +204,8 @@ func (s *Sampler[C]) copyRows(ctx context.Context, b *SampledBatch[C], n int) er
 	return b.rows.AppendRows(into)
 }
 
-// withoutLost removes the items of which a row is lost from the last n of a batch, whose rows are in
-// into, and returns how many are left.
+// withoutLost removes the items of which a row is lost from the last n of a batch, whose rows are
+// in into, and returns how many are left.
 func (s *Sampler[C]) withoutLost(b *SampledBatch[C], into *Batch, n int, lost []int, sequences []uint64) (kept int) {
 	before, length := b.Len()-n, len(sequences)/n
 	gone := make([]bool, n)

@@ -105,8 +105,8 @@ func (h *ReadHead) touch(drawn []draw) (sum byte) { //nolint:unparam // so that 
 }
 
 const (
-	// preloaded is how many rows ahead of the one that is copied are loaded. One is too late, and
-	// more than two are more lines than a processor can wait for at once.
+	// preloaded is how many rows ahead of the one that is copied are loaded. Those of three rows
+	// of 1 KiB are more lines than a processor can wait for at once.
 	preloaded = 2
 	// maxPreload is the most of a row that is loaded, per column, in bytes: behind it the processor
 	// has noticed that lines are read one after the other.
