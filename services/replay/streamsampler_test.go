@@ -740,7 +740,8 @@ func TestHostileResponsesAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := typedPoints(t, open(t, &scripted{remoteReplay{node: n}, responses}))
-			s := itemSampler(t, p, "t", BatchOf(2))
+			// Wanted ahead, so that what follows a batch is never a lost stream of which nothing is owed.
+			s := itemSampler(t, p, "t", BatchOf(2), Prefetch(2))
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			var err error
