@@ -59,6 +59,7 @@ var ways = map[string]func(t *testing.T, opts ...raylink.Option) contract.Way{
 	"in one process":     wayInOneProcess,
 	"tunnel by Unix":     wayTunnelUnix,
 	"tunnel by TCP":      wayTunnelTCP,
+	"tunnel by TLS":      wayTunnelTLS,
 	"tunnel of its own":  wayOwnTunnel,
 	"HTTP, 1.1":          wayHTTP(&contractv1.Reach{Http1: true}, false),
 	"HTTP, 1.1, gateway": wayHTTP(&contractv1.Reach{Http1: true}, true),
@@ -154,6 +155,20 @@ func wayTunnelUnix(t *testing.T, opts ...raylink.Option) contract.Way {
 func wayTunnelTCP(t *testing.T, opts ...raylink.Option) contract.Way {
 	t.Helper()
 	host, other := hosts(t, opts...)
+	for range 2 {
+		require.NoError(t, os.Remove(create(t, host()).Ref().NodeRef().GetHost().GetSocket()))
+	}
+	return contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) contract.Peer { return peer(t, other, create(t, host()).Ref().NodeRef()) }}
+}
+
+// wayTunnelTLS is wayTunnelTCP in a system that encrypts.
+func wayTunnelTLS(t *testing.T, opts ...raylink.Option) contract.Way {
+	t.Helper()
+	e := newEncrypted(t, opts...)
+	all := [2]runtime.Parent{e.Runtime, e.joined(t, e.join, opts...)}
+	other := e.joined(t, e.join, opts...)
+	var n atomic.Uint32
+	host := func() runtime.Parent { return all[n.Add(1)%2] }
 	for range 2 {
 		require.NoError(t, os.Remove(create(t, host()).Ref().NodeRef().GetHost().GetSocket()))
 	}

@@ -16,7 +16,7 @@ func All() []Mutant {
 		ofReplayCalls(), ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
-		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofPublicTables(),
+		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofSecured(), ofPublicTables(),
 		ofFeeds(), ofGateway(), ofKeepers(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
 		ofPlacement(), ofPlaces(), ofMachines(), ofPrograms(), ofTestMachines(), ofPKI(), ofAdmission(), ofHostsOfMachines(),
 	)
