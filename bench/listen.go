@@ -10,7 +10,8 @@ import (
 // dirEnv names the run's directory, which the driver removes at the end.
 const dirEnv = "RAYLINK_BENCH_DIR"
 
-// listen listens on a free loopback port (for tlsNetwork: without TLS), or on a Unix socket in the run's directory.
+// listen listens on a free loopback port (for tlsNetwork: without TLS), or on a Unix socket in
+// the run's directory.
 func listen(ctx context.Context, network string) (net.Listener, error) {
 	address := "127.0.0.1:0"
 	if network == "unix" {

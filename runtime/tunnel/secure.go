@@ -23,11 +23,11 @@ import (
 // little. Small buffers are gathered into full records; large ones are encrypted from where they
 // are.
 
-// BelowTLS returns the connection to run crypto/tls over, for a tunnel within it. It takes ownership
-// of nc. [Dial] and [Accept] find it below the [*tls.Conn] that they are given; with any other
-// connection below, or if the tunnel becomes another protocol's ([DialRaw]), TLS reads and writes as
-// usual. If nc itself is around a socket, it should implement `Socket() net.Conn`, which returns that
-// socket, or nil as long as reads must not bypass nc.
+// BelowTLS returns the connection to run crypto/tls over, for a tunnel within it. It takes
+// ownership of nc. [Dial] and [Accept] find it below the [*tls.Conn] that they are given; with
+// any other connection below, or if the tunnel becomes another protocol's ([DialRaw]), TLS reads
+// and writes as usual. If nc itself is around a socket, it should implement `Socket() net.Conn`,
+// which returns that socket, or nil as long as reads must not bypass nc.
 func BelowTLS(nc net.Conn) net.Conn { return sock.NewWire(nc) }
 
 // secured is the TLS of a connection. Its methods do nothing if it is nil.
@@ -48,8 +48,8 @@ const (
 // recordBuffers is for gathering small buffers into a record.
 var recordBuffers = sync.Pool{New: func() any { return new([recordBytes]byte) }} //nolint:gochecknoglobals // a pool
 
-// takeTLS takes control of the system calls of a connection by TLS, or returns nil if it has none or
-// they can't be controlled. Nothing may be in progress on it.
+// takeTLS takes control of the system calls of a connection by TLS, or returns nil if it has none
+// or they can't be controlled. Nothing may be in progress on it.
 func takeTLS(nc net.Conn) *secured {
 	conn, ok := nc.(*tls.Conn)
 	if !ok {
@@ -151,8 +151,8 @@ func (s *secured) seal(iov net.Buffers) (n int, err error) {
 	return n, nil
 }
 
-// readBuffered reads what TLS has received already. It returns 0 and no error if that is less than a
-// record.
+// readBuffered reads what TLS has received already. It returns 0 and no error if that is less
+// than a record.
 func (s *secured) readBuffered(dst []byte) (int, error) { return s.readAs(sock.ReadsBuffered, dst) }
 
 // TryRead implements [sock.TryReader]: it reads what has arrived at the socket.

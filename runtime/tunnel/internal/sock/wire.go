@@ -74,8 +74,8 @@ var wireBuffers = sync.Pool{New: func() any { return new([wireBuffer]byte) }} //
 // errUnsent is the error of a write beyond maxUnsent.
 var errUnsent = errors.New("the peer does not read")
 
-// ErrWouldBlock is the error of a read that finds nothing. TLS takes it for an expired deadline, and
-// remains usable.
+// ErrWouldBlock is the error of a read that finds nothing. TLS takes it for an expired deadline,
+// and remains usable.
 var ErrWouldBlock error = wouldBlock{} //nolint:gochecknoglobals // a constant
 
 type wouldBlock struct{}

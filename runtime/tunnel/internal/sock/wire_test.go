@@ -47,8 +47,8 @@ func TestWireWritesNothingBeforeItIsSent(t *testing.T) {
 	require.False(t, w.Unsent())
 }
 
-// TestWireDoesNotBlock has a peer that reads nothing: writes and Close return, and what is collected
-// is bounded.
+// TestWireDoesNotBlock has a peer that reads nothing: writes and Close return, and what is
+// collected is bounded.
 func TestWireDoesNotBlock(t *testing.T) {
 	w, socket, _ := taken(t)
 	record := make([]byte, 64<<10)
