@@ -23,7 +23,7 @@ type agentFlags struct {
 	labels, programs        []string
 	listen, advertise, data string
 	portRange               string
-	insecure                bool
+	insecure, attached      bool
 }
 
 func (a *app) agentCommand() *cobra.Command {
@@ -51,6 +51,7 @@ An agent that is interrupted or terminated stops the nodes on its machine first.
 	flags.StringVar(&f.advertise, "advertise", "", "the address that others connect to, if it differs from --listen (RAYLINK_ADVERTISE)")
 	flags.StringVar(&f.portRange, "port-range", "", "the ports to listen on, for this agent and each node's process, e.g. 7000-7100 (RAYLINK_PORT_RANGE)")
 	flags.StringVar(&f.data, "data", "", "the directory of programs, logs and mapped files (RAYLINK_DATA; default: `raylink` in the user's state directory)")
+	a.attachedFlag(cmd, &f.attached)
 	flags.BoolVar(&f.insecure, "insecure", false, "listen beyond loopback although nothing is encrypted (RAYLINK_INSECURE=1)")
 	a.clientFlags(cmd)
 	return cmd
@@ -93,6 +94,13 @@ func (a *app) runAgent(ctx context.Context, f *agentFlags) error {
 	options, err := f.options()
 	if err != nil {
 		return err
+	}
+	if f.attached {
+		var detach func()
+		if ctx, detach, err = a.attach(ctx); err != nil {
+			return err
+		}
+		defer detach()
 	}
 	address, err := a.address(ctx)
 	if err != nil {

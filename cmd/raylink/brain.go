@@ -17,6 +17,7 @@ func (a *app) brainCommand() *cobra.Command {
 	var o raylink.BrainOptions
 	var captain psv1.CaptainConfig
 	var store storagev1.StorageConfig
+	var attached bool
 	cmd := &cobra.Command{
 		Use:   "brain",
 		Short: "Run a Brain until it is interrupted",
@@ -51,7 +52,17 @@ restarted: it keeps its configuration, and gets the new one when it starts again
 			o.Parameters, o.Storage = &captain, &store
 			o.Serving = a.serving
 			o.Joining = a.joining
-			if err := raylink.ServeBrain(cmd.Context(), o); err != nil {
+			ctx := cmd.Context()
+			if attached {
+				var detach func()
+				var err error
+				if ctx, detach, err = a.attach(ctx); err != nil {
+					return err
+				}
+				defer detach()
+				o.Token = a.token
+			}
+			if err := raylink.ServeBrain(ctx, o); err != nil {
 				return &localError{err}
 			}
 			return nil
@@ -67,6 +78,7 @@ restarted: it keeps its configuration, and gets the new one when it starts again
 	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose pages may call, here and at the hosts that join; may be repeated; * for every one")
 	flags.BoolVar(&o.Compression, "compress", false, "gzip responses over HTTP for clients on other machines that ask for it, here and at the hosts that join")
 	flags.DurationVar(&o.Lease, "lease", 0, "how long a host may be silent before it is declared dead (default 10s)")
+	a.attachedFlag(cmd, &attached)
 	captainFlags(cmd, &captain)
 	storageFlags(cmd, &store)
 	a.tokenFlags(cmd)

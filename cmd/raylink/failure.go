@@ -97,6 +97,9 @@ type failureHop struct {
 
 // writeError writes an error to standard error and returns its exit code.
 func (a *app) writeError(err error) int {
+	if ended, ok := errors.AsType[*exitError](err); ok {
+		return ended.code
+	}
 	exit, f := exitFailed, failure{Message: connecterr.Text(err)}
 	var (
 		usage  *usageError

@@ -112,14 +112,17 @@ func (l Labels) Match(required Labels) bool {
 	return true
 }
 
-// String returns the labels sorted by key: `role=trainer,zone=a`.
-func (l Labels) String() string {
+// Texts returns each label as [ParseLabels] parses it, sorted by key.
+func (l Labels) Texts() []string {
 	all := make([]string, 0, len(l))
 	for _, key := range slices.Sorted(maps.Keys(l)) {
 		all = append(all, key+"="+l[key])
 	}
-	return strings.Join(all, ",")
+	return all
 }
+
+// String returns the labels sorted by key: `role=trainer,zone=a`.
+func (l Labels) String() string { return strings.Join(l.Texts(), ",") }
 
 // Clone returns a copy.
 func (l Labels) Clone() Labels { return maps.Clone(l) }

@@ -33,6 +33,12 @@ type Child struct {
 // startTimeout bounds the wait for the parent's start frame, which it sends at once.
 const startTimeout = HelloTimeout
 
+// Launched reports whether this process was launched as a host, and [Inherited] was not called yet.
+func Launched() bool {
+	_, ok := os.LookupEnv(marker)
+	return ok
+}
+
 // Inherited returns this process's end of the connection to its parent, or nil if it was not
 // launched as a host. Call it early, and once: afterwards this process's own children neither
 // consider themselves launched nor keep the connection open. The parent then expects [Child.Hello].

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/raylink/raylink/internal/engine"
+	"github.com/raylink/raylink/internal/engine/local"
+	"github.com/raylink/raylink/internal/machine"
+)
+
+// runFlags are the flags of `raylink run`.
+type runFlags struct {
+	on, listen, checkpoint        string
+	machines, restarts            int
+	cpus, gpus, memory, resources string
+	labels, groups                []string
+	join                          time.Duration
+	detach, dryRun                bool
+}
+
+const localEngine = "local"
+
+func (a *app) runCommand() *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use:   "run [flags] -- PROGRAM [ARGUMENT]...",
+		Short: "Run a program over machines of an engine: this machine, Ray, Slurm or Kubernetes",
+		Long: `run starts a Brain and one agent for each machine by an engine, runs PROGRAM as the driver, and ends with its exit code.
+Then, or when it is interrupted, it takes everything down: a second interrupt does so at once.
+
+Machines that are alike are a group, and have its name as the label "group": without --group there is one. A setting of
+a group replaces the flag of the same name: --group trainers:machines=1,gpus=8 --group workers:machines=16,label.zone=a.
+
+A machine that is lost ends the run, unless --restart-machines has the engine provide it again.`,
+		Example: `  raylink run --machines 3 --cpus 2 -- ./cartpole --workers 8`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 || cmd.ArgsLenAtDash() != 0 {
+				return usagef("the program to run stands after --: raylink run [flags] -- PROGRAM [ARGUMENT]...")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return a.runProgram(cmd.Context(), &f, args) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.on, "on", "", "the engine: local, ray, slurm or kubernetes (default: that of the allocation that this process is in, else local)")
+	flags.IntVar(&f.machines, "machines", 1, "how many machines")
+	flags.StringVar(&f.cpus, "cpus", "", "CPUs of each machine (default: what is there)")
+	flags.StringVar(&f.gpus, "gpus", "", "GPUs of each machine (default: what is there)")
+	flags.StringVar(&f.memory, "memory", "", "memory of each machine, e.g. 16GiB (default: what is there)")
+	flags.StringVar(&f.resources, "resources", "", "other resources of each machine, e.g. licence=2")
+	flags.StringArrayVar(&f.labels, "label", nil, "a label of each machine, KEY=VALUE; may be repeated")
+	flags.StringArrayVar(&f.groups, "group", nil, "a group of machines, NAME:machines=4,cpus=8,gpus=1,memory=16GiB,label.KEY=VALUE; may be repeated")
+	flags.IntVar(&f.restarts, "restart-machines", 0, "how many lost machines the engine is asked for again before a loss ends the run")
+	flags.StringVar(&f.listen, "listen", "", "the address of Brain (default: one that the machines can reach)")
+	flags.StringVar(&f.checkpoint, "checkpoint", "", "a shell command that runs before an interrupted program is stopped, with RAYLINK_BRAIN")
+	flags.DurationVar(&f.join, "join-timeout", 10*time.Minute, "how long the machines may take to join")
+	flags.BoolVar(&f.detach, "detach", false, "leave the run behind and print its id, see raylink runs, attach and stop")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be submitted, and start nothing")
+	completeFlag(cmd, "on", cobra.FixedCompletions([]string{localEngine}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// machineGroups are the groups that the flags ask for.
+func (f *runFlags) machineGroups() ([]engine.Group, error) {
+	var settings []string
+	for _, s := range []struct{ key, value string }{{machine.CPU, f.cpus}, {machine.GPU, f.gpus}, {machine.Memory, f.memory}} {
+		if s.value != "" {
+			settings = append(settings, s.key+"="+s.value)
+		}
+	}
+	if f.resources != "" {
+		settings = append(settings, f.resources)
+	}
+	resources, err := machine.ParseResources(strings.Join(settings, ","))
+	if err != nil {
+		return nil, usagef("%v", err)
+	}
+	labels, err := machine.ParseLabels(f.labels...)
+	if err != nil {
+		return nil, usagef("--label: %v", err)
+	}
+	if f.machines < 1 {
+		return nil, usagef("--machines is %d: it must be at least 1", f.machines)
+	}
+	defaults := engine.Group{Name: engine.DefaultGroup, Machines: f.machines, Resources: resources, Labels: labels}
+	if len(f.groups) == 0 {
+		return []engine.Group{defaults}, nil
+	}
+	names := make(map[string]bool)
+	var groups []engine.Group
+	for _, text := range f.groups {
+		group, err := engine.ParseGroup(text, defaults)
+		if err != nil {
+			return nil, usagef("--group: %v", err)
+		}
+		if names[group.Name] {
+			return nil, usagef("--group: there are two groups with the name %s", group.Name)
+		}
+		names[group.Name] = true
+		groups = append(groups, group)
+	}
+	return groups, nil
+}
+
+func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) (err error) {
+	groups, err := f.machineGroups()
+	if err != nil {
+		return err
+	}
+	program, err := exec.LookPath(args[0])
+	if err != nil {
+		return &localError{fmt.Errorf("the program to run: %w", err)}
+	}
+	raylink, err := os.Executable()
+	if err != nil {
+		return &localError{err}
+	}
+	directory, err := os.MkdirTemp("", "raylink-run-")
+	if err != nil {
+		return &localError{err}
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
+	run := &engine.Run{
+		Engine: local.Engine{}, Groups: groups, Restarts: f.restarts, Listen: cmp.Or(f.listen, "127.0.0.1:0"),
+		Program: program, Args: args[1:], Checkpoint: f.checkpoint, Join: f.join, Raylink: raylink, Directory: directory,
+		Stdin: a.in, Stdout: a.out, Stderr: a.err,
+		Say: func(line string) { _, _ = fmt.Fprintf(a.err, "raylink run: %s\n", line) }, // a terminal that is gone loses lines
+	}
+	exit, err := run.Do(ctx)
+	if err != nil {
+		return &localError{err}
+	}
+	if exit != 0 {
+		return &exitError{exit}
+	}
+	return nil
+}
+
+// exitError is the exit code of a program that was run; it has said itself what went wrong.
+type exitError struct{ code int }
+
+// Error implements error.
+func (e *exitError) Error() string {
+	return fmt.Sprintf("the program has ended with exit code %d", e.code)
+}

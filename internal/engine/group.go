@@ -1,0 +1,84 @@
+package engine
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/raylink/raylink/internal/machine"
+)
+
+// DefaultGroup is the name of the group if none is named.
+const DefaultGroup = "machines"
+
+// maxMachines bounds the machines of a group: those that Brain accepts.
+const maxMachines = 8192
+
+// maxGroupName leaves room for a number in the name of a machine, of 63 bytes.
+const maxGroupName = 50
+
+// ParseGroup parses `NAME:machines=4,cpus=8,gpus=1,memory=16GiB,label.KEY=VALUE`. Any other key is
+// that of a resource of the engine's or the user's own, such as licence=2. What is absent is as in
+// defaults; without machines there is one.
+func ParseGroup(text string, defaults Group) (Group, error) {
+	name, settings, _ := strings.Cut(text, ":")
+	fail := func(format string, args ...any) (Group, error) {
+		return Group{}, fmt.Errorf("the group %q: %s", text, fmt.Sprintf(format, args...))
+	}
+	g := Group{Name: name, Machines: max(1, defaults.Machines), Resources: defaults.Resources.Clone(), Labels: defaults.Labels.Clone()}
+	if len(name) > maxGroupName || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || strings.Trim(name, "-") != name || name == "" {
+		return fail("its name must consist of up to %d lower-case letters, digits and dashes between them", maxGroupName)
+	}
+	seen := make(map[string]bool)
+	for setting := range strings.SplitSeq(settings, ",") {
+		if settings == "" {
+			break
+		}
+		key, value, ok := strings.Cut(setting, "=")
+		if !ok || seen[key] {
+			return fail("%q must be KEY=VALUE, once for each key", setting)
+		}
+		seen[key] = true
+		if err := g.set(key, value); err != nil {
+			return fail("%v", err)
+		}
+	}
+	return g, nil
+}
+
+// set sets what a key names.
+func (g *Group) set(key, value string) error {
+	if label, ok := strings.CutPrefix(key, "label."); ok {
+		labels, err := machine.ParseLabels(label + "=" + value)
+		if err != nil {
+			return err
+		}
+		if g.Labels == nil {
+			g.Labels = make(machine.Labels)
+		}
+		g.Labels[label] = labels[label]
+		return nil
+	}
+	switch key {
+	case "machines":
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 || n > maxMachines {
+			return fmt.Errorf("machines=%s: it must be a number from 1 to %d", value, maxMachines)
+		}
+		g.Machines = n
+		return nil
+	case "cpus":
+		key = machine.CPU
+	case "gpus":
+		key = machine.GPU
+	}
+	resources, err := machine.ParseResources(key + "=" + value)
+	if err != nil {
+		return err
+	}
+	if g.Resources == nil {
+		g.Resources = make(machine.Resources)
+	}
+	g.Resources[key] = resources[key]
+	return nil
+}
