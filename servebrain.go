@@ -73,6 +73,10 @@ type BrainOptions struct {
 	// ([storagev1.Durability_DURABILITY_ASYNC]). nil means each field's default. It is in effect as
 	// Parameters are, and must not be modified while ServeBrain runs.
 	Storage *storagev1.StorageConfig
+	// Ephemeral has the system's own nodes live in this process, and so end with it whatever ends
+	// it. By default each has a process of its own, which outlives a Brain that dies and joins the
+	// next one.
+	Ephemeral bool
 	// Logger gets Brain's log records. By default warnings and errors go to standard error.
 	Logger *slog.Logger
 	// Serving is called once, when Brain serves at the address. tokenFile is the file with the
@@ -105,7 +109,11 @@ func ServeBrain(ctx context.Context, o BrainOptions) error {
 		}
 		serving(address, data, tokenFile)
 	}
-	return assemble.ServeBrain(ctx, durable(o.Parameters, o.Storage), o.runtime, ready)
+	embed, nodes := durable(o.Parameters, o.Storage)
+	if o.Ephemeral {
+		embed.StartSystemNodes = nodes.StartInProcess
+	}
+	return assemble.ServeBrain(ctx, embed, o.runtime, ready)
 }
 
 // runtime returns the options of Brain's own host.
@@ -149,7 +157,7 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 
 // durable opens a Brain that keeps its registry on disk, and starts the nodes that every system
 // has.
-func durable(captain *psv1.CaptainConfig, storage *storagev1.StorageConfig) *assemble.Embed {
+func durable(captain *psv1.CaptainConfig, storage *storagev1.StorageConfig) (*assemble.Embed, assemble.Configuration) {
 	stored := new(storagev1.StorageConfig)
 	if storage != nil {
 		stored = proto.CloneOf(storage)
@@ -157,6 +165,7 @@ func durable(captain *psv1.CaptainConfig, storage *storagev1.StorageConfig) *ass
 	if stored.GetDurability() == storagev1.Durability_DURABILITY_UNSPECIFIED {
 		stored.Durability = storagev1.Durability_DURABILITY_ASYNC
 	}
+	nodes := assemble.Configuration{Storage: stored, Captain: captain}
 	return &assemble.Embed{
 		Open: func(options runtime.Options, data string) (assemble.Brain, error) {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
@@ -164,8 +173,8 @@ func durable(captain *psv1.CaptainConfig, storage *storagev1.StorageConfig) *ass
 		Token:            rundir.KeptToken,
 		PKI:              func(data string) string { return filepath.Join(data, "pki") },
 		Log:              nodename.RootPath,
-		StartSystemNodes: assemble.Configuration{Storage: stored, Captain: captain}.StartSupervised,
-	}
+		StartSystemNodes: nodes.StartSupervised,
+	}, nodes
 }
 
 // openBrain opens a Brain in this process.

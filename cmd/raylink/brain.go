@@ -60,7 +60,7 @@ restarted: it keeps its configuration, and gets the new one when it starts again
 					return err
 				}
 				defer detach()
-				o.Token = a.token
+				o.Token, o.Ephemeral = a.token, true
 			}
 			if err := raylink.ServeBrain(ctx, o); err != nil {
 				return &localError{err}

@@ -24,6 +24,7 @@ type runFlags struct {
 	cpus, gpus, memory, resources string
 	labels, groups                []string
 	join                          time.Duration
+	record                        string
 	detach, dryRun                bool
 }
 
@@ -65,7 +66,9 @@ A machine that is lost ends the run, unless --restart-machines has the engine pr
 	flags.DurationVar(&f.join, "join-timeout", 10*time.Minute, "how long the machines may take to join")
 	flags.BoolVar(&f.detach, "detach", false, "leave the run behind and print its id, see raylink runs, attach and stop")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be submitted, and start nothing")
-	completeFlag(cmd, "on", cobra.FixedCompletions([]string{localEngine}, cobra.ShellCompDirectiveNoFileComp))
+	flags.StringVar(&f.record, "record", "", "for --detach: the id of the run that this process is the head of")
+	_ = flags.MarkHidden("record") // it exists
+	completeFlag(cmd, "on", cobra.FixedCompletions(engineNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
@@ -111,8 +114,13 @@ func (f *runFlags) machineGroups() ([]engine.Group, error) {
 	return groups, nil
 }
 
-func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) (err error) {
+// runProgram runs a program, or leaves a run behind.
+func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) error {
 	groups, err := f.machineGroups()
+	if err != nil {
+		return err
+	}
+	chosen, err := chooseEngine(f)
 	if err != nil {
 		return err
 	}
@@ -124,18 +132,24 @@ func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) (err e
 	if err != nil {
 		return &localError{err}
 	}
-	directory, err := os.MkdirTemp("", "raylink-run-")
-	if err != nil {
-		return &localError{err}
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
 	run := &engine.Run{
-		Engine: local.Engine{}, Groups: groups, Restarts: f.restarts, Listen: cmp.Or(f.listen, "127.0.0.1:0"),
-		Program: program, Args: args[1:], Checkpoint: f.checkpoint, Join: f.join, Raylink: raylink, Directory: directory,
+		Engine: chosen.engine, Groups: groups, Restarts: f.restarts, Listen: cmp.Or(f.listen, chosen.listen),
+		Program: program, Args: args[1:], Checkpoint: f.checkpoint, Join: f.join, Raylink: raylink,
 		Stdin: a.in, Stdout: a.out, Stderr: a.err,
 		Say: func(line string) { _, _ = fmt.Fprintf(a.err, "raylink run: %s\n", line) }, // a terminal that is gone loses lines
 	}
-	exit, err := run.Do(ctx)
+	switch {
+	case f.dryRun:
+		return a.write(run.Plan())
+	case f.detach:
+		return a.detach(ctx, chosen, run, args)
+	case f.record != "":
+		return a.runDetached(ctx, run, f.record)
+	}
+	if a.in == os.Stdin && isTerminal(os.Stdin) {
+		run.Stdin = nil // a program in a process group of its own may not read the terminal
+	}
+	exit, err := doRun(ctx, run)
 	if err != nil {
 		return &localError{err}
 	}
@@ -143,6 +157,34 @@ func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) (err e
 		return &exitError{exit}
 	}
 	return nil
+}
+
+// doRun runs a program with a directory of its own, of which nothing is left.
+func doRun(ctx context.Context, run *engine.Run) (exit int, err error) {
+	if run.Directory, err = os.MkdirTemp("", "raylink-run-"); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(run.Directory)) }()
+	return run.Do(ctx)
+}
+
+// chosenEngine is an engine by the name that --on gives it.
+type chosenEngine struct {
+	name     string
+	engine   engine.Engine
+	detached engine.Detached
+	listen   string // where Brain listens by default
+}
+
+// engineNames are the values of --on.
+func engineNames() []string { return []string{localEngine} }
+
+func chooseEngine(f *runFlags) (*chosenEngine, error) {
+	switch f.on {
+	case "", localEngine:
+		return &chosenEngine{localEngine, local.Engine{}, local.Detached{}, "127.0.0.1:0"}, nil
+	}
+	return nil, usagef("--on: there is no engine %q; the engines are %s", f.on, strings.Join(engineNames(), ", "))
 }
 
 // exitError is the exit code of a program that was run; it has said itself what went wrong.

@@ -17,7 +17,7 @@ import (
 )
 
 // watchMachines calls changed with the agents' machines by name, at first and after each change,
-// until ctx ends. It connects again when a connection is lost: Brain's end is noticed elsewhere.
+// until ctx ends. Of machines with the same name, the latest counts: an earlier one was lost. It connects again when a connection is lost: Brain's end is noticed elsewhere.
 func watchMachines(ctx context.Context, address, token string, changed func(map[string]*brainv1.MachineUse)) {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
@@ -32,8 +32,9 @@ func watchMachines(ctx context.Context, address, token string, changed func(map[
 			if res, err = stream.Receive(); err == nil {
 				agents := make(map[string]*brainv1.MachineUse)
 				for _, use := range res.GetMachines() {
-					if use.GetMachine().GetAgent() {
-						agents[use.GetMachine().GetName()] = use
+					name := use.GetMachine().GetName()
+					if other := agents[name]; use.GetMachine().GetAgent() && (other == nil || other.GetJoined().AsTime().Before(use.GetJoined().AsTime())) {
+						agents[name] = use
 					}
 				}
 				changed(agents)

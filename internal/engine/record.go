@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // State is what has become of a run.
@@ -41,6 +43,18 @@ type Record struct {
 	Error string `json:"error,omitempty"`
 
 	folder string
+	held   *os.File // keeps the lock of Hold
+}
+
+// Detached is what an engine does for runs that were left behind by `raylink run --detach`.
+type Detached interface {
+	// Update sets the state of a record, and of an ended run the exit code, as the engine knows
+	// them now.
+	Update(ctx context.Context, record *Record) error
+	// Follow copies what the run prints to w, from the beginning, until the run or ctx ends.
+	Follow(ctx context.Context, record *Record, w io.Writer) error
+	// Stop asks a run to stop in order, or ends it now.
+	Stop(ctx context.Context, record *Record, now bool) error
 }
 
 // Records are the records in a data directory.
@@ -103,18 +117,26 @@ func (r Records) All() ([]*Record, error) {
 
 // Find returns the record of an id; fs.ErrNotExist if there is none.
 func (r Records) Find(id string) (*Record, error) {
-	if id == "" || id != filepath.Base(id) {
+	if id == "" || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789") != "" {
 		return nil, fmt.Errorf("the run %q: %w", id, fs.ErrNotExist)
 	}
-	record := &Record{folder: filepath.Join(r.folder(), id)}
-	text, err := os.ReadFile(record.file())
-	if err != nil {
-		return nil, fmt.Errorf("the run %s: %w", id, err)
-	}
-	if err := json.Unmarshal(text, record); err != nil {
-		return nil, fmt.Errorf("the run %s: reading %s: %w", id, record.file(), err)
+	record := &Record{ID: id, folder: filepath.Join(r.folder(), id)}
+	if err := record.Reload(); err != nil {
+		return nil, err
 	}
 	return record, nil
+}
+
+// Reload reads the record again.
+func (r *Record) Reload() error {
+	text, err := os.ReadFile(r.file())
+	if err != nil {
+		return fmt.Errorf("the run %s: %w", r.ID, err)
+	}
+	if err := json.Unmarshal(text, r); err != nil {
+		return fmt.Errorf("the run %s: reading %s: %w", r.ID, r.file(), err)
+	}
+	return nil
 }
 
 func (r *Record) file() string { return filepath.Join(r.folder, "run.json") }
@@ -137,6 +159,37 @@ func (r *Record) Save() error {
 	}
 	return os.Rename(next, r.file())
 }
+
+// Hold marks the run as alive until this process ends.
+func (r *Record) Hold() error {
+	lock, err := os.OpenFile(r.lock(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("the run %s has a head already: %w", r.ID, err), lock.Close())
+	}
+	r.held = lock
+	return nil
+}
+
+// IsHeld reports whether a process of this machine holds the run.
+func (r *Record) IsHeld() (bool, error) {
+	lock, err := os.Open(r.lock())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		return false, err
+	}
+	return true, nil
+}
+
+func (r *Record) lock() string { return filepath.Join(r.folder, "head") }
 
 // followEvery is how often a file that another process writes is read: what is on a network's file
 // system has no notices of changes.
@@ -171,6 +224,22 @@ func Follow(ctx context.Context, w io.Writer, path string, ended func() (bool, e
 		}
 		if over {
 			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// AwaitEnd returns once a run is not running any more.
+func AwaitEnd(ctx context.Context, detached Detached, record *Record) error {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		if err := detached.Update(ctx, record); err != nil || record.State != Running {
+			return err
 		}
 		select {
 		case <-tick.C:

@@ -89,6 +89,24 @@ func (r *Run) Do(ctx context.Context) (exit int, err error) {
 	return r.drive(ctx, brain, lost)
 }
 
+// Planner is an engine that can say what it would be asked for.
+type Planner interface {
+	// Plan returns it as text: a script, a job, manifests.
+	Plan(request Request) string
+}
+
+// Plan returns what Do would start, as text.
+func (r *Run) Plan() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "raylink brain --attached --listen %s\n", r.Listen)
+	request := Request{Brain: "BRAIN", Groups: r.Groups, Restarts: r.Restarts, Raylink: r.Raylink}
+	if planner, ok := r.Engine.(Planner); ok {
+		b.WriteString(planner.Plan(request))
+	}
+	fmt.Fprintf(&b, "RAYLINK_BRAIN=BRAIN %s\n", strings.Join(append([]string{r.Program}, r.Args...), " "))
+	return b.String()
+}
+
 // onEvent reports an event, and ends the run if a machine is lost for good.
 func (r *Run) onEvent(e Event, lost chan<- error) {
 	text := "the engine has failed: " + e.Cause
@@ -243,16 +261,18 @@ func readToken(files ...string) (string, error) {
 
 // arrivals says which machines have joined and left.
 type arrivals struct {
-	run *Run
-	all chan struct{} // closed when all have joined once
+	run      *Run
+	all      <-chan struct{} // closed when all have joined once, by complete
+	complete func()
 
 	mu     sync.Mutex
-	wanted map[string]bool // whether it has joined once, by name
-	there  map[string]bool
+	wanted map[string]bool   // whether it has joined once, by name
+	there  map[string]string // the ids of those that are there, by name
 }
 
 func newArrivals(r *Run) *arrivals {
-	a := &arrivals{run: r, all: make(chan struct{}), wanted: make(map[string]bool), there: make(map[string]bool)}
+	all := make(chan struct{})
+	a := &arrivals{run: r, all: all, complete: sync.OnceFunc(func() { close(all) }), wanted: make(map[string]bool), there: make(map[string]string)}
 	for _, g := range r.Groups {
 		for i := range g.Machines {
 			a.wanted[g.MachineName(i)] = false
@@ -264,27 +284,21 @@ func newArrivals(r *Run) *arrivals {
 func (a *arrivals) update(machines map[string]*brainv1.MachineUse) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for name, use := range machines {
-		if once, ours := a.wanted[name]; !ours || a.there[name] {
-			continue
-		} else if !once {
-			a.wanted[name] = true
-		}
-		a.there[name] = true
-		a.run.sayf("%s has joined: %s (%d of %d)", name, describe(use), len(a.there), len(a.wanted))
-		if len(a.missingNames()) == 0 {
-			select {
-			case <-a.all:
-			default:
-				close(a.all)
-			}
-		}
-	}
-	for name := range a.there {
-		if machines[name] == nil {
+	for name, id := range a.there {
+		if use := machines[name]; use == nil || use.GetMachine().GetId() != id {
 			delete(a.there, name)
 			a.run.sayf("%s has left", name)
 		}
+	}
+	for name, use := range machines {
+		if _, ours := a.wanted[name]; !ours || a.there[name] != "" {
+			continue
+		}
+		a.wanted[name], a.there[name] = true, use.GetMachine().GetId()
+		a.run.sayf("%s has joined: %s (%d of %d)", name, describe(use), len(a.there), len(a.wanted))
+	}
+	if len(a.missingNames()) == 0 {
+		a.complete()
 	}
 }
 

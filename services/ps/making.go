@@ -117,12 +117,14 @@ func (c *captain) keepOfficer(ctx context.Context, machine string, m *making, cr
 			pause.Reset()
 			failing = false
 		}
+		if pause.Wait(ctx) != nil {
+			return // the machine has left, which is why its officer ended
+		}
 		// If a process of the machine hosts the officer, its session shows when that ends.
 		if hosted := connect.CodeOf(err) == connect.CodeAlreadyExists; !failing && !hosted {
 			failing = true
 			log.Warn("the machine has no officer at present; it is tried again", slog.Any("error", err))
 		}
-		_ = pause.Wait(ctx)
 	}
 }
 

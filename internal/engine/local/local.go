@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/raylink/raylink/internal/engine"
@@ -52,6 +53,17 @@ func (Engine) Start(ctx context.Context, request engine.Request, report func(eng
 		}
 	}
 	return e.stop, nil
+}
+
+// Plan implements [engine.Planner].
+func (Engine) Plan(request engine.Request) string {
+	var b strings.Builder
+	for _, g := range request.Groups {
+		for i := range g.Machines {
+			fmt.Fprintf(&b, "raylink agent --attached --brain %s %s\n", request.Brain, strings.Join(g.AgentFlags(i), " "))
+		}
+	}
+	return b.String()
 }
 
 // agents are the agents of a run.
