@@ -24,7 +24,7 @@ func (a *app) attach(ctx context.Context) (context.Context, func(), error) {
 	if launch.Launched() {
 		return ctx, stop, nil
 	}
-	token, err := engine.Attach(a.in, stop, func() { os.Exit(exitFailed) }) //nolint:forbidigo // nothing may be left of a run whose head was killed
+	token, err := engine.Attach(a.in, stop, func() { os.Exit(exitFailed) }) // nothing may be left of a run whose head was killed
 	if err != nil {
 		stop()
 		return nil, nil, usagef("%v", err)

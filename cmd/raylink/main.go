@@ -2,6 +2,7 @@
 //
 //	raylink brain                           run a Brain until it is interrupted
 //	raylink agent                           make this machine part of a system
+//	raylink run -- PROGRAM                  run a program over machines of an engine; runs, attach, stop
 //	raylink machines                        show the machines, and what is used of them
 //	raylink tree [NODE]                     show the nodes
 //	raylink methods NODE                    list a node's methods

@@ -59,11 +59,11 @@ func (r *runTest) nothingIsLeft() {
 // processesOf returns the command lines of processes that have a directory in their environment.
 func processesOf(directory string) []string {
 	var lines []string
-	all, _ := filepath.Glob("/proc/[0-9]*") //nolint:errcheck // the pattern is valid
+	all, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, path := range all {
 		environ, err := os.ReadFile(filepath.Join(path, "environ"))
 		if err == nil && strings.Contains(string(environ), directory) {
-			line, _ := os.ReadFile(filepath.Join(path, "cmdline")) //nolint:errcheck // it may have ended
+			line, _ := os.ReadFile(filepath.Join(path, "cmdline")) // it may have ended
 			lines = append(lines, filepath.Base(path)+" "+strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
@@ -175,7 +175,10 @@ func TestLostMachineEndsTheRunOrIsReplaced(t *testing.T) {
 func TestDetachedRun(t *testing.T) {
 	r := newRunTest(t)
 	type listed struct {
-		Runs []struct{ ID, State string }
+		Runs []struct {
+			ID    string `json:"id"`
+			State string `json:"state"`
+		} `json:"runs"`
 	}
 	states := func() map[string]string {
 		stdout, stderr, exit := r.raylink("runs", "-o", "json")

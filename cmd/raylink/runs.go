@@ -53,12 +53,12 @@ func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run,
 	if err != nil {
 		return &localError{err}
 	}
-	defer output.Close()
+	defer func() { _ = output.Close() }() // the head has it
 	ready, theirs, err := os.Pipe()
 	if err != nil {
 		return &localError{err}
 	}
-	defer ready.Close()
+	defer func() { _ = ready.Close() }() // it carries nothing
 	args := []string{"run", "--record", record.ID}
 	for _, arg := range os.Args[2:] {
 		if arg == "--" {
@@ -68,7 +68,7 @@ func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run,
 			args = append(args, arg)
 		}
 	}
-	head := exec.Command(run.Raylink, append(append(args, "--"), command...)...) //nolint:noctx // it outlives this process
+	head := exec.Command(run.Raylink, append(append(args, "--"), command...)...) //nolint:noctx,gosec // it outlives this process, and runs what the user has typed
 	head.Stdout, head.Stderr = output, output
 	head.ExtraFiles = []*os.File{theirs}
 	head.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -82,7 +82,7 @@ func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run,
 		return &localError{err}
 	}
 	if held, err := record.IsHeld(); err != nil || !held {
-		text, _ := os.ReadFile(record.Output()) //nolint:errcheck // the error without it is worth printing
+		text, _ := os.ReadFile(record.Output()) // the error is worth printing without it
 		return &localError{fmt.Errorf("the run did not start: %s", strings.TrimSpace(string(text)))}
 	}
 	return a.printLine(record.ID)
@@ -183,7 +183,8 @@ func (a *app) runs(ctx context.Context) error {
 			exit = strconv.Itoa(record.Exit)
 		}
 		rows = append(rows, []string{
-			record.ID, record.Engine, string(record.State), exit, time.Since(record.Started).Round(time.Second).String(), printable(strings.Join(record.Command, " ")),
+			record.ID, record.Engine, string(record.State), exit, time.Since(record.Started).Round(time.Second).String(),
+			printable(strings.Join(record.Command, " ")),
 		})
 	}
 	if a.output == outputJSON {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -16,7 +17,7 @@ func TestAttach(t *testing.T) {
 		stopped, lost int
 	}{
 		{"stop", "secret\nstop\n", 1, 0},
-		{"stop twice", "secret\nstop\nstop\n", 1, 0},
+		{"stop twice", "secret\n" + strings.Repeat("stop\n", 2), 1, 0},
 		{"end", "secret\n", 0, 1},
 		{"cut", "secret\nsto", 0, 1},
 		{"other lines", "secret\nwhat\n", 0, 1},

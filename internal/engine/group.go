@@ -21,13 +21,18 @@ const maxGroupName = 50
 // that of a resource of the engine's or the user's own, such as licence=2. What is absent is as in
 // defaults; without machines there is one.
 func ParseGroup(text string, defaults Group) (Group, error) {
-	name, settings, _ := strings.Cut(text, ":")
-	fail := func(format string, args ...any) (Group, error) {
-		return Group{}, fmt.Errorf("the group %q: %s", text, fmt.Sprintf(format, args...))
+	g, err := parseGroup(text, defaults)
+	if err != nil {
+		return Group{}, fmt.Errorf("the group %q: %w", text, err)
 	}
+	return g, nil
+}
+
+func parseGroup(text string, defaults Group) (Group, error) {
+	name, settings, _ := strings.Cut(text, ":")
 	g := Group{Name: name, Machines: max(1, defaults.Machines), Resources: defaults.Resources.Clone(), Labels: defaults.Labels.Clone()}
 	if len(name) > maxGroupName || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || strings.Trim(name, "-") != name || name == "" {
-		return fail("its name must consist of up to %d lower-case letters, digits and dashes between them", maxGroupName)
+		return Group{}, fmt.Errorf("its name must consist of up to %d lower-case letters, digits and dashes between them", maxGroupName)
 	}
 	seen := make(map[string]bool)
 	for setting := range strings.SplitSeq(settings, ",") {
@@ -36,18 +41,18 @@ func ParseGroup(text string, defaults Group) (Group, error) {
 		}
 		key, value, ok := strings.Cut(setting, "=")
 		if !ok || seen[key] {
-			return fail("%q must be KEY=VALUE, once for each key", setting)
+			return Group{}, fmt.Errorf("%q must be KEY=VALUE, once for each key", setting)
 		}
 		seen[key] = true
-		if err := g.set(key, value); err != nil {
-			return fail("%v", err)
+		if err := set(&g, key, value); err != nil {
+			return Group{}, err
 		}
 	}
 	return g, nil
 }
 
 // set sets what a key names.
-func (g *Group) set(key, value string) error {
+func set(g *Group, key, value string) error {
 	if label, ok := strings.CutPrefix(key, "label."); ok {
 		labels, err := machine.ParseLabels(label + "=" + value)
 		if err != nil {

@@ -17,7 +17,8 @@ import (
 )
 
 // watchMachines calls changed with the agents' machines by name, at first and after each change,
-// until ctx ends. Of machines with the same name, the latest counts: an earlier one was lost. It connects again when a connection is lost: Brain's end is noticed elsewhere.
+// until ctx ends. Of machines with the same name, the latest counts: an earlier one was lost. It
+// connects again when a connection is lost: Brain's end is noticed elsewhere.
 func watchMachines(ctx context.Context, address, token string, changed func(map[string]*brainv1.MachineUse)) {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)

@@ -35,7 +35,7 @@ func StartAttached(secret string, env []string, output func(line string), path s
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()   // the process has it
 	cmd := exec.Command(path, args...) //nolint:noctx // it is stopped by its pipe
 	cmd.Env, cmd.Stdin = append(os.Environ(), env...), r
 	p := &Process{cmd: cmd, pipe: pipe{w}, done: make(chan struct{})}

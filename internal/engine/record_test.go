@@ -30,7 +30,7 @@ func TestRecordsOfEndedRunsAreBounded(t *testing.T) {
 	assert.Equal(t, running.ID, list[0].ID, "a run that is not over is kept")
 	assert.LessOrEqual(t, len(list), kept+2)
 	_, err = all.Find(first.ID)
-	assert.ErrorIs(t, err, fs.ErrNotExist)
+	require.ErrorIs(t, err, fs.ErrNotExist)
 	for _, id := range []string{"", "../x", "a/b", ".", "UPPER"} {
 		_, err := all.Find(id)
 		assert.ErrorIs(t, err, fs.ErrNotExist, "%q", id)

@@ -181,7 +181,7 @@ func (r *Run) checkpoint(ctx context.Context, brain *brainProcess) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkpointTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", r.Checkpoint) //nolint:gosec // it is the user's own
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", r.Checkpoint)
 	cmd.Env = append(os.Environ(), "RAYLINK_BRAIN="+brain.address)
 	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
 	if err := cmd.Run(); err != nil {

@@ -17,7 +17,7 @@ func All() []Mutant {
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
 		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofSecured(), ofPublicTables(),
-		ofFeeds(), ofGateway(), ofKeepers(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
+		ofFeeds(), ofGateway(), ofEngine(), ofKeepers(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
 		ofPlacement(), ofPlaces(), ofMachines(), ofPrograms(), ofTestMachines(), ofPKI(), ofAdmission(), ofHostsOfMachines(),
 	)
 }

@@ -1,0 +1,40 @@
+package mutants
+
+import "time"
+
+// ofEngine returns the mutants of the runs of programs over machines of an engine.
+func ofEngine() []Mutant {
+	return []Mutant{
+		{
+			Name: "engine/agents-outlive-the-head",
+			Edit: Edit{File: "internal/engine/attach.go", Func: "Attach", Original: "lost()\n return", Mutated: "return"},
+			Test: "TestAttach",
+		},
+		{
+			Name: "engine/stop-asks-twice",
+			Edit: Edit{File: "internal/engine/attach.go", Func: "Attach", Original: "&& !stopped", Mutated: ""},
+			Test: "TestAttach",
+		},
+		{
+			Name: "engine/records-anywhere",
+			Edit: Edit{File: "internal/engine/record.go", Func: "Records.Find", Original: `id == "" || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789") != ""`, Mutated: `id == ""`},
+			Test: "TestRecordsOfEndedRunsAreBounded",
+		},
+		{
+			Name: "engine/running-records-removed",
+			Edit: Edit{File: "internal/engine/record.go", Func: "Records.Create", Original: "if old.State == Running { continue }", Mutated: ""},
+			Test: "TestRecordsOfEndedRunsAreBounded",
+		},
+		{
+			Name: "engine/last-output-lost",
+			Edit: Edit{File: "internal/engine/record.go", Func: "Follow", Original: "if from != nil { if", Mutated: "if from != nil && !over { if"},
+			Test: "TestFollowCopiesWhatWasWrittenBeforeTheEnd",
+		},
+		{
+			Name:    "engine/nodes-outlive-brain",
+			Edit:    Edit{File: "cmd/raylink/brain.go", Func: "app.brainCommand", Original: "o.Token, o.Ephemeral = a.token, true", Mutated: "o.Token = a.token"},
+			Test:    "TestNothingIsLeftOfARunWhoseHeadWasKilled",
+			Timeout: 2 * time.Minute,
+		},
+	}
+}
