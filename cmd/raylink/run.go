@@ -187,7 +187,7 @@ func chooseEngine(f *runFlags) (*chosenEngine, error) {
 	return nil, usagef("--on: there is no engine %q; the engines are %s", f.on, strings.Join(engineNames(), ", "))
 }
 
-// exitError is the exit code of a program that was run; it has said itself what went wrong.
+// exitError is the exit code of a program that was run; it has printed itself what went wrong.
 type exitError struct{ code int }
 
 // Error implements error.

@@ -68,7 +68,7 @@ func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run,
 			args = append(args, arg)
 		}
 	}
-	head := exec.Command(run.Raylink, append(append(args, "--"), command...)...) //nolint:noctx,gosec // it outlives this process, and runs what the user has typed
+	head := exec.Command(run.Raylink, append(append(args, "--"), command...)...) //nolint:noctx,gosec // it outlives this process; the user has typed it
 	head.Stdout, head.Stderr = output, output
 	head.ExtraFiles = []*os.File{theirs}
 	head.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -154,7 +154,7 @@ func (a *app) runsCommand() *cobra.Command {
 		Use:   "runs",
 		Short: "List the runs that were started by raylink run --detach",
 		Long: `runs lists the runs that this user has left behind on this machine by raylink run --detach: those that are running, and
-the latest that have ended. A run without a head that has said how it ended is shown as vanished.`,
+the latest that have ended. A run whose head was killed is shown as vanished.`,
 		Args: between(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runs(cmd.Context()) },
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -31,6 +32,9 @@ func TestRecordsOfEndedRunsAreBounded(t *testing.T) {
 	assert.LessOrEqual(t, len(list), kept+2)
 	_, err = all.Find(first.ID)
 	require.ErrorIs(t, err, fs.ErrNotExist)
+	elsewhere := filepath.Join(all.Data, "x")
+	require.NoError(t, os.Mkdir(elsewhere, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "run.json"), []byte("{}"), 0o600))
 	for _, id := range []string{"", "../x", "a/b", ".", "UPPER"} {
 		_, err := all.Find(id)
 		assert.ErrorIs(t, err, fs.ErrNotExist, "%q", id)

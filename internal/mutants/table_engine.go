@@ -1,7 +1,5 @@
 package mutants
 
-import "time"
-
 // ofEngine returns the mutants of the runs of programs over machines of an engine.
 func ofEngine() []Mutant {
 	return []Mutant{
@@ -17,7 +15,10 @@ func ofEngine() []Mutant {
 		},
 		{
 			Name: "engine/records-anywhere",
-			Edit: Edit{File: "internal/engine/record.go", Func: "Records.Find", Original: `id == "" || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789") != ""`, Mutated: `id == ""`},
+			Edit: Edit{
+				File: "internal/engine/record.go", Func: "Records.Find",
+				Original: `strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789") != ""`, Mutated: `false && strings.Contains(id, "/")`,
+			},
 			Test: "TestRecordsOfEndedRunsAreBounded",
 		},
 		{
@@ -29,12 +30,6 @@ func ofEngine() []Mutant {
 			Name: "engine/last-output-lost",
 			Edit: Edit{File: "internal/engine/record.go", Func: "Follow", Original: "if from != nil { if", Mutated: "if from != nil && !over { if"},
 			Test: "TestFollowCopiesWhatWasWrittenBeforeTheEnd",
-		},
-		{
-			Name:    "engine/nodes-outlive-brain",
-			Edit:    Edit{File: "cmd/raylink/brain.go", Func: "app.brainCommand", Original: "o.Token, o.Ephemeral = a.token, true", Mutated: "o.Token = a.token"},
-			Test:    "TestNothingIsLeftOfARunWhoseHeadWasKilled",
-			Timeout: 2 * time.Minute,
 		},
 	}
 }
