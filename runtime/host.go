@@ -625,7 +625,8 @@ func (h *Host) sweepDead() {
 // error, because a process that creates no nodes is not affected. Machines that reach each other by
 // loopback are machines by name only.
 func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.HostInfo) {
-	if !listen.IsLoopback(listen.HostOf(h.listener.Advertised())) || listen.IsLoopback(listen.HostOf(brain)) || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
+	onlyHere := listen.IsLoopback(listen.HostOf(h.listener.Advertised())) && !listen.IsLoopback(listen.HostOf(brain))
+	if !onlyHere || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
 		return
 	}
 	h.log.Warn("Brain is on another machine, and this process listens on loopback only: the nodes that it creates cannot be reached from there. "+

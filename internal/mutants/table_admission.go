@@ -63,7 +63,10 @@ func ofAdmission() []Mutant {
 		},
 		{
 			Name: "listen/streams-outlive-their-tokens",
-			Edit: Edit{File: "runtime/internal/listen/conn.go", Func: "Conn.hasToken", Original: "for id := range c.tokens", Mutated: "for id := range map[string]struct{}(nil)"},
+			Edit: Edit{
+				File: "runtime/internal/listen/conn.go", Func: "Conn.hasToken",
+				Original: "for id := range c.tokens", Mutated: "for id := range map[string]struct{}(nil)",
+			},
 			Test: "TestRevocationEndsStreams", Package: ".",
 		},
 		{
@@ -73,12 +76,18 @@ func ofAdmission() []Mutant {
 		},
 		{
 			Name: "listen/the-oldest-of-all-makes-room",
-			Edit: Edit{File: "runtime/internal/listen/admission.go", Func: "admission.oldestOfLargest", Original: "a.sources[p.source] == most", Mutated: "p != nil"},
+			Edit: Edit{
+				File: "runtime/internal/listen/admission.go", Func: "admission.oldestOfLargest",
+				Original: "a.sources[p.source] == most", Mutated: "p != nil",
+			},
 			Test: "TestOneSourceLeavesRoomForOthers", Package: "runtime/internal/listen", Prints: "the connection of another address was closed",
 		},
 		{
 			Name: "listen/handshakes-begin-in-order-of-arrival",
-			Edit: Edit{File: "runtime/internal/listen/share.go", Func: "queue.push", Original: "l := q.lines[source]", Mutated: "source = netip.Prefix{}; l := q.lines[source]"},
+			Edit: Edit{
+				File: "runtime/internal/listen/share.go", Func: "queue.push",
+				Original: "l := q.lines[source]", Mutated: "source = netip.Prefix{}; l := q.lines[source]",
+			},
 			Test: "TestHandshakesTakeTurns", Package: "runtime/internal/listen",
 		},
 		{

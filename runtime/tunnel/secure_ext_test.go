@@ -43,7 +43,7 @@ func testTLS() (server, client *tls.Config, err error) {
 		DynamicRecordSizingDisabled: true,
 	}
 	// What is tested is what happens after the handshake.
-	client = &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, DynamicRecordSizingDisabled: true} //nolint:gosec // see above
+	client = &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, DynamicRecordSizingDisabled: true} // see above
 	return server, client, nil
 }
 

@@ -27,7 +27,7 @@ func TestSealKeepsEachByte(t *testing.T) {
 	near, far := net.Pipe()
 	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
 	server := tls.Server(far, config)
-	client := tls.Client(BelowTLS(near), &tls.Config{InsecureSkipVerify: true, DynamicRecordSizingDisabled: true}) //nolint:gosec // a test
+	client := tls.Client(BelowTLS(near), &tls.Config{InsecureSkipVerify: true, DynamicRecordSizingDisabled: true})
 	done := make(chan error, 1)
 	go func() {
 		_, err := server.Read(nil) // performs the handshake
@@ -68,7 +68,7 @@ func TestSealKeepsEachByte(t *testing.T) {
 func TestOtherConnectionsAreNotTaken(t *testing.T) {
 	near, far := net.Pipe()
 	require.Nil(t, takeTLS(near))
-	require.Nil(t, takeTLS(tls.Client(near, &tls.Config{InsecureSkipVerify: true}))) //nolint:gosec // a test
+	require.Nil(t, takeTLS(tls.Client(near, &tls.Config{InsecureSkipVerify: true})))
 	require.NoError(t, near.Close())
 	require.NoError(t, far.Close())
 }

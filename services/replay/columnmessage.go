@@ -39,18 +39,18 @@ func sampledColumnsOf(samples []table.Sample) *replayv1.SampledColumns {
 	}
 	for i := range samples {
 		s := &samples[i]
-		put64(c.Keys, i, uint64(s.Key))
-		put64(c.Probabilities, i, math.Float64bits(s.Probability))
-		put64(c.Weights, i, math.Float64bits(s.Weight))
-		put64(c.Priorities, i, math.Float64bits(s.Priority))
-		put64(c.TableSizes, i, uint64(s.Size)) //nolint:gosec // not negative
-		put64(c.AgesNs, i, uint64(s.Age))      //nolint:gosec // not negative
-		put32(c.Sampled, i, s.Sampled)
+		put64(c.GetKeys(), i, uint64(s.Key))
+		put64(c.GetProbabilities(), i, math.Float64bits(s.Probability))
+		put64(c.GetWeights(), i, math.Float64bits(s.Weight))
+		put64(c.GetPriorities(), i, math.Float64bits(s.Priority))
+		put64(c.GetTableSizes(), i, uint64(s.Size)) //nolint:gosec // not negative
+		put64(c.GetAgesNs(), i, uint64(s.Age))      //nolint:gosec // not negative
+		put32(c.GetSampled(), i, s.Sampled)
 	}
 	run := 0
 	add := func(r table.Run) {
-		put64(c.Firsts, run, r.First)
-		put32(c.Lengths, run, r.Length)
+		put64(c.GetFirsts(), run, r.First)
+		put32(c.GetLengths(), run, r.Length)
 		run++
 	}
 	for i := range samples {
@@ -62,14 +62,14 @@ func sampledColumnsOf(samples []table.Sample) *replayv1.SampledColumns {
 	if runs > n {
 		c.Runs = column(n, size32)
 		for i := range samples {
-			put32(c.Runs, i, uint32(1+len(samples[i].More))) //nolint:gosec // at most as many as an item's rows
+			put32(c.GetRuns(), i, uint32(1+len(samples[i].More))) //nolint:gosec // at most as many as an item's rows
 		}
 	}
 	if held {
 		c.Held = column(n, 1)
 		for i := range samples {
 			if samples[i].Held {
-				c.Held[i] = 1
+				c.GetHeld()[i] = 1
 			}
 		}
 	}
@@ -149,20 +149,20 @@ func (s *sampledItems) left() int { return len(s.columns.GetKeys())/size64 - s.i
 // numbers.
 func (s *sampledItems) next(info *ItemInfo, ringID, tableName string, most uint64) error {
 	c, i, runs := s.columns, s.item, 1
-	if len(c.Runs) > 0 {
-		runs = int(at32(c.Runs, i))
+	if len(c.GetRuns()) > 0 {
+		runs = int(at32(c.GetRuns(), i))
 	}
 	rows, err := rowsOfRuns(c, s.run, runs, most)
 	s.item++
 	s.run += runs
-	info.Key = Key{ring: ringID, table: tableName, number: at64(c.Keys, i), rows: rows}
+	info.Key = Key{ring: ringID, table: tableName, number: at64(c.GetKeys(), i), rows: rows}
 	info.Sequences = nil
-	info.Probability = math.Float64frombits(at64(c.Probabilities, i))
-	info.Weight = math.Float64frombits(at64(c.Weights, i))
-	info.Priority = math.Float64frombits(at64(c.Priorities, i))
-	info.Sampled, info.TableSize = at32(c.Sampled, i), at64(c.TableSizes, i)
-	info.Age = time.Duration(at64(c.AgesNs, i)) //nolint:gosec // since the node began
-	info.Held = len(c.Held) > 0 && c.Held[i] != 0
+	info.Probability = math.Float64frombits(at64(c.GetProbabilities(), i))
+	info.Weight = math.Float64frombits(at64(c.GetWeights(), i))
+	info.Priority = math.Float64frombits(at64(c.GetPriorities(), i))
+	info.Sampled, info.TableSize = at32(c.GetSampled(), i), at64(c.GetTableSizes(), i)
+	info.Age = time.Duration(at64(c.GetAgesNs(), i)) //nolint:gosec // since the node began
+	info.Held = len(c.GetHeld()) > 0 && c.GetHeld()[i] != 0
 	return err
 }
 
@@ -179,7 +179,7 @@ func appendRunsOf(sequences []uint64, c *replayv1.SampledColumns, from, n int) [
 func rowsOfRuns(c *replayv1.SampledColumns, from, n int, most uint64) (int, error) {
 	var rows, next uint64
 	for i := from; i < from+n; i++ {
-		first, length := at64(c.Firsts, i), uint64(at32(c.Lengths, i))
+		first, length := at64(c.GetFirsts(), i), uint64(at32(c.GetLengths(), i))
 		if length == 0 || first < next || first+length < first {
 			return 0, fmt.Errorf("%w: an item has %d rows from number %d on", ring.ErrBatch, length, first)
 		}
@@ -191,5 +191,5 @@ func rowsOfRuns(c *replayv1.SampledColumns, from, n int, most uint64) (int, erro
 	if rows == 0 {
 		return 0, fmt.Errorf("%w: an item without rows", ring.ErrBatch)
 	}
-	return int(rows), nil //nolint:gosec // at most a ring's rows
+	return int(rows), nil // at most a ring's rows
 }

@@ -719,7 +719,7 @@ func TestHostileResponsesAreRefused(t *testing.T) {
 		"runs in disorder": {begun, sized(2, func(r *replayv1.DrawResponse) {
 			r.Items.Keys, r.Items.Runs, r.Items.Firsts = column64(1), column32(2), column64(7, 7)
 		}, 1, 1)},
-		"huge numbers":              {begun, sized(2, func(r *replayv1.DrawResponse) { put64(r.Items.Firsts, 0, math.MaxUint64) }, 1, 1)},
+		"huge numbers":              {begun, sized(2, func(r *replayv1.DrawResponse) { put64(r.GetItems().GetFirsts(), 0, math.MaxUint64) }, 1, 1)},
 		"item larger than the ring": {begun, sized(101, nil, 101)},
 		"huge item":                 {begun, sized(1, nil, math.MaxUint32)},
 		"huge items":                {begun, sized(1, nil, 100, 100)},
@@ -740,7 +740,8 @@ func TestHostileResponsesAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := typedPoints(t, open(t, &scripted{remoteReplay{node: n}, responses}))
-			// Wanted ahead, so that what follows a batch is never a lost stream of which nothing is owed.
+			// Wanted ahead, so that what follows a batch is never a lost stream of which nothing is
+			// owed.
 			s := itemSampler(t, p, "t", BatchOf(2), Prefetch(2))
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()

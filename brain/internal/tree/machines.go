@@ -216,9 +216,10 @@ func (x *Txn) Uses(records []*nodev1.NodeRecord) []*brainv1.MachineUse {
 // Machines returns the machines with a name or an id, or all for an empty one, by name, then by id.
 // If there is none with it, the error says which there are.
 func (t *Tree) Machines(name string) ([]*brainv1.MachineUse, error) {
-	var uses []*brainv1.MachineUse
+	found := t.accounts.Machines(name)
+	uses := make([]*brainv1.MachineUse, 0, len(found))
 	var known []string
-	for _, usage := range t.accounts.Machines(name) {
+	for _, usage := range found {
 		uses = append(uses, use(usage, inEffect(t.keepersByMachine[usage.ID])))
 	}
 	if name == "" || len(uses) > 0 {

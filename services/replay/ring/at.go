@@ -49,7 +49,7 @@ func (h *ReadHead) At(ctx context.Context, sequences []uint64, into *Batch) (los
 		}
 		for i, s := range ahead[:n] {
 			if i+preloaded < n {
-				h.preload(drawn[i+preloaded].slot)
+				h.preload(drawn[i+preloaded].slot) //nolint:gosec // n is at most len(drawn)
 			}
 			into.sequences = append(into.sequences, sequences[s.from:s.from+s.rows]...)
 			if s.empty {

@@ -76,15 +76,15 @@ var errUnsent = errors.New("the peer does not read")
 
 // ErrWouldBlock is the error of a read that finds nothing. TLS takes it for an expired deadline,
 // and remains usable.
-var ErrWouldBlock error = wouldBlock{} //nolint:gochecknoglobals // a constant
+var ErrWouldBlock error = wouldBlockError{}
 
-type wouldBlock struct{}
+type wouldBlockError struct{}
 
-func (wouldBlock) Error() string   { return "nothing to read" }
-func (wouldBlock) Timeout() bool   { return true }
-func (wouldBlock) Temporary() bool { return true }
+func (wouldBlockError) Error() string   { return "nothing to read" }
+func (wouldBlockError) Timeout() bool   { return true }
+func (wouldBlockError) Temporary() bool { return true }
 
-var _ net.Error = wouldBlock{}
+var _ net.Error = wouldBlockError{}
 
 // NewWire returns a Wire over nc, which it owns.
 func NewWire(nc net.Conn) *Wire { return &Wire{Conn: nc} }
