@@ -183,6 +183,13 @@ namespaces: ## install iproute2 for the tests on several machines, where there i
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; \
 	else echo "There is no iproute2, and it can't be installed here: nothing is tested on several machines."; fi
 
+.PHONY: slurm
+slurm: ## install Slurm and munge for the tests of its engine, where there is none (Debian's, as root)
+	@if PATH="$$PATH:/usr/sbin"; command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; \
+	else echo "There is no Slurm, and it can't be installed here: its engine is not tested."; fi
+
 .PHONY: redis
 redis: ## install redis-server for the rows of the storage in the benchmark, where there is none (Debian's, as root)
 	@if command -v redis-server >/dev/null; then exit 0; fi; \
@@ -219,6 +226,11 @@ demo-machines: build namespaces ## train CartPole over three machines of network
 demo-local: build ## train CartPole over three machines that are processes of this one: learner and replay, and workers on two
 	$(BIN)/raylink run --group trainer:label.role=trainer --group worker:machines=2,label.role=worker -- \
 	  $(BIN)/cartpole --seed=$(or $(SEED),1) $(if $(PRIORITIZED),--prioritized)
+
+.PHONY: demo-slurm
+demo-slurm: build slurm ## train CartPole over three nodes of a Slurm cluster, which are this machine under other names
+	$(GO) test -c -o $(BIN)/demo-slurm ./examples/cartpole/internal/clusters
+	RAYLINK_TEST_SLURM=required $(BIN)/demo-slurm -test.v -test.timeout=0 -test.run=Slurm -programs=$(BIN) -- --seed=$(or $(SEED),1)
 
 .PHONY: bench
 bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUNDS=1 DURATION=300ms (see bench/README.md)

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +26,11 @@ func (a *app) attach(ctx context.Context) (context.Context, func(), error) {
 	if launch.Launched() {
 		return ctx, stop, nil
 	}
+	// Slurm sends a signal to all processes of a step. Their order is the other process's to keep.
+	// Signals that are handled are not ignored by what this process starts, as signals without a
+	// handler would be.
+	signal.Ignore(os.Interrupt, syscall.SIGTERM) // forgets the handlers that there are
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM)
 	token, err := engine.Attach(a.in, stop, func() { os.Exit(exitFailed) }) // nothing may be left of a run whose head was killed
 	if err != nil {
 		stop()

@@ -104,7 +104,7 @@ with code N, e.g. 69 for not_found (5).`,
 	root.PersistentFlags().VarP(&a.output, "output", "o", "format of results and errors: text or json")
 	completeFlag(root, "output", cobra.FixedCompletions([]string{string(outputText), string(outputJSON)}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
-		a.runCommand(), a.runsCommand(), a.attachCommand(), a.stopCommand(),
+		a.runCommand(), a.runsCommand(), a.attachCommand(), a.stopCommand(), a.slurmTaskCommand(),
 		a.brainCommand(), a.agentCommand(), a.machinesCommand(), a.treeCommand(), a.methodsCommand(), a.callCommand(),
 		a.storageCommand(), a.psCommand(), a.replayCommand(),
 		a.tokenCommand(), a.caCommand(), a.versionCommand())

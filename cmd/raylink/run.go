@@ -26,6 +26,9 @@ type runFlags struct {
 	join                          time.Duration
 	record                        string
 	detach, dryRun                bool
+	// allMachines is set if no number of machines was given.
+	allMachines bool
+	slurm       slurmFlags
 }
 
 const localEngine = "local"
@@ -49,7 +52,10 @@ A machine that is lost ends the run, unless --restart-machines has the engine pr
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return a.runProgram(cmd.Context(), &f, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.allMachines = !cmd.Flags().Changed("machines") && !cmd.Flags().Changed("group")
+			return a.runProgram(cmd.Context(), &f, args)
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.on, "on", "", "the engine: local, ray, slurm or kubernetes (default: that of the allocation that this process is in, else local)")
@@ -68,6 +74,7 @@ A machine that is lost ends the run, unless --restart-machines has the engine pr
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be submitted, and start nothing")
 	flags.StringVar(&f.record, "record", "", "for --detach: the id of the run that this process is the head of")
 	_ = flags.MarkHidden("record") // it exists
+	f.slurm.add(flags)
 	completeFlag(cmd, "on", cobra.FixedCompletions(engineNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -120,10 +127,18 @@ func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) error 
 	if err != nil {
 		return err
 	}
+	if f.isOnSlurm() {
+		return a.runOnSlurm(ctx, f, groups, args)
+	}
 	chosen, err := chooseEngine(f)
 	if err != nil {
 		return err
 	}
+	return a.head(ctx, f, groups, args, chosen)
+}
+
+// head runs a program as the driver of a run whose head this process is, or leaves it behind.
+func (a *app) head(ctx context.Context, f *runFlags, groups []engine.Group, args []string, chosen *chosenEngine) error {
 	program, err := exec.LookPath(args[0])
 	if err != nil {
 		return &localError{fmt.Errorf("the program to run: %w", err)}
@@ -136,7 +151,7 @@ func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) error 
 		Engine: chosen.engine, Groups: groups, Restarts: f.restarts, Listen: cmp.Or(f.listen, chosen.listen),
 		Program: program, Args: args[1:], Checkpoint: f.checkpoint, Join: f.join, Raylink: raylink,
 		Stdin: a.in, Stdout: a.out, Stderr: a.err,
-		Say: func(line string) { _, _ = fmt.Fprintf(a.err, "raylink run: %s\n", line) }, // a terminal that is gone loses lines
+		Say: a.say,
 	}
 	switch {
 	case f.dryRun:
@@ -161,10 +176,12 @@ func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) error 
 
 // doRun runs a program with a directory of its own, of which nothing is left.
 func doRun(ctx context.Context, run *engine.Run) (exit int, err error) {
-	if run.Directory, err = os.MkdirTemp("", "raylink-run-"); err != nil {
+	home, err := engine.NewHome("raylink-run-")
+	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(run.Directory)) }()
+	defer func() { err = errors.Join(err, home.Remove()) }()
+	run.Directory = home.Path
 	return run.Do(ctx)
 }
 
@@ -177,7 +194,7 @@ type chosenEngine struct {
 }
 
 // engineNames are the values of --on.
-func engineNames() []string { return []string{localEngine} }
+func engineNames() []string { return []string{localEngine, slurmEngine} }
 
 func chooseEngine(f *runFlags) (*chosenEngine, error) {
 	switch f.on {
@@ -185,6 +202,11 @@ func chooseEngine(f *runFlags) (*chosenEngine, error) {
 		return &chosenEngine{localEngine, local.Engine{}, local.Detached{}, "127.0.0.1:0"}, nil
 	}
 	return nil, usagef("--on: there is no engine %q; the engines are %s", f.on, strings.Join(engineNames(), ", "))
+}
+
+// say prints a line about a run.
+func (a *app) say(line string) {
+	_, _ = fmt.Fprintf(a.err, "raylink run: %s\n", line) // a terminal that is gone loses lines
 }
 
 // exitError is the exit code of a program that was run; it has printed itself what went wrong.

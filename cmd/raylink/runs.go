@@ -19,6 +19,7 @@ import (
 
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/engine/local"
+	"github.com/raylink/raylink/internal/engine/slurm"
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
@@ -143,8 +144,11 @@ func detachedRun(ctx context.Context, id string) (*engine.Record, engine.Detache
 }
 
 func detachedEngine(name string) (engine.Detached, error) {
-	if name == localEngine {
+	switch name {
+	case localEngine:
 		return local.Detached{}, nil
+	case slurmEngine:
+		return slurm.Detached{}, nil
 	}
 	return nil, fmt.Errorf("this version of raylink does not know the engine %q", name)
 }

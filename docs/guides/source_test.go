@@ -83,8 +83,8 @@ func source(t *testing.T) []string {
 		case err != nil:
 			return err
 		case entry.IsDir():
-			// nettest is a part of tests.
-			if path != root && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "gen" || entry.Name() == "nettest" || isModule(path)) {
+			// nettest and slurmtest are parts of tests.
+			if path != root && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "gen" || entry.Name() == "nettest" || entry.Name() == "slurmtest" || isModule(path)) {
 				return fs.SkipDir
 			}
 			return nil

@@ -267,7 +267,7 @@ type arrivals struct {
 
 	mu     sync.Mutex
 	wanted map[string]bool   // whether it has joined once, by name
-	there  map[string]string // the ids of those that are there, by name
+	there  map[string]string // the ids of the agents that are there, by name of the machine
 }
 
 func newArrivals(r *Run) *arrivals {
@@ -285,7 +285,7 @@ func (a *arrivals) update(machines map[string]*brainv1.MachineUse) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for name, id := range a.there {
-		if use := machines[name]; use == nil || use.GetMachine().GetId() != id {
+		if use := machines[name]; use == nil || use.GetKeeper().GetId() != id {
 			delete(a.there, name)
 			a.run.sayf("%s has left", name)
 		}
@@ -294,7 +294,7 @@ func (a *arrivals) update(machines map[string]*brainv1.MachineUse) {
 		if _, ours := a.wanted[name]; !ours || a.there[name] != "" {
 			continue
 		}
-		a.wanted[name], a.there[name] = true, use.GetMachine().GetId()
+		a.wanted[name], a.there[name] = true, use.GetKeeper().GetId()
 		a.run.sayf("%s has joined: %s (%d of %d)", name, describe(use), len(a.there), len(a.wanted))
 	}
 	if len(a.missingNames()) == 0 {

@@ -1,0 +1,26 @@
+package engine_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/engine"
+)
+
+func TestHomesOfKilledProcessesAreRemoved(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	alive, err := engine.NewHome("raylink-test-")
+	require.NoError(t, err)
+	killed, err := engine.NewHome("raylink-test-")
+	require.NoError(t, err)
+	engine.Abandon(t, killed)
+	next, err := engine.NewHome("raylink-test-")
+	require.NoError(t, err)
+	assert.NoDirExists(t, killed.Path)
+	assert.DirExists(t, alive.Path, "its process lives")
+	require.NoError(t, next.Remove())
+	require.NoError(t, alive.Remove())
+	assert.NoDirExists(t, alive.Path)
+}
