@@ -5,8 +5,8 @@
 //
 //   - In a step of several tasks, as `srun raylink run` starts it: task 0 is the head, and each
 //     other task has an agent ([Task]).
-//   - In an allocation, such as a batch script or the shell of salloc: this process is the head, and
-//     starts a step with a task for each machine.
+//   - In an allocation, such as a batch script or the shell of salloc: this process is the head,
+//     and starts a step with a task for each machine.
 //   - Outside: a batch script of which a run is the only command is submitted, its output is
 //     followed, and it is cancelled with this process ([Submission], [Job]).
 //
