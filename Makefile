@@ -190,6 +190,17 @@ slurm: ## install Slurm and munge for the tests of its engine, where there is no
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; \
 	else echo "There is no Slurm, and it can't be installed here: its engine is not tested."; fi
 
+# A Python environment of its own, which the tests of the engine, demo-ray and the benchmark use.
+RAY_PYTHON := $(CURDIR)/.cache/ray/venv/bin/python
+RAY_PINNED := clients/python/ray-requirements.txt
+
+.PHONY: ray
+ray: ## install Ray into .cache/ray, for runs on a Ray cluster (0.5 GB; Python 3.11 with venv)
+	@if cmp -s $(RAY_PINNED) .cache/ray/installed && $(RAY_PYTHON) -c 'import ray'; then exit 0; fi; \
+	python=$$(command -v python3.11 || command -v python3) && rm -rf .cache/ray && mkdir -p .cache/ray && \
+	"$$python" -m venv .cache/ray/venv && $(RAY_PYTHON) -m pip install --quiet --disable-pip-version-check -r $(RAY_PINNED) && \
+	cp $(RAY_PINNED) .cache/ray/installed
+
 .PHONY: redis
 redis: ## install redis-server for the rows of the storage in the benchmark, where there is none (Debian's, as root)
 	@if command -v redis-server >/dev/null; then exit 0; fi; \
@@ -231,6 +242,10 @@ demo-local: build ## train CartPole over three machines that are processes of th
 demo-slurm: build slurm ## train CartPole over three nodes of a Slurm cluster, which are this machine under other names
 	$(GO) test -c -o $(BIN)/demo-slurm ./examples/cartpole/internal/clusters
 	RAYLINK_TEST_SLURM=required $(BIN)/demo-slurm -test.v -test.timeout=0 -test.run=Slurm -programs=$(BIN) -- --seed=$(or $(SEED),1)
+
+.PHONY: demo-ray
+demo-ray: build ray ## train CartPole over three nodes of a Ray cluster, which it starts on this machine: learner and replay, and workers on two
+	examples/cartpole/demo-ray --seed=$(or $(SEED),1) $(if $(PRIORITIZED),--prioritized)
 
 .PHONY: bench
 bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUNDS=1 DURATION=300ms (see bench/README.md)

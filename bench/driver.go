@@ -26,6 +26,8 @@ type driver struct {
 	shared  *sharedMemory // nil until a scene needs it
 	stage   *storageStage // nil until a row of the storage needs it
 	replays *replayStage  // nil until a row of the replay needs it
+	// engines is nil until a row about engines needs it.
+	engines *enginesStage
 	// machines is nil until a row about machines needs it.
 	machines *machinesStage
 }
@@ -82,6 +84,9 @@ func (d *driver) close() error {
 	}
 	if d.replays != nil {
 		errs = append(errs, d.replays.close())
+	}
+	if d.engines != nil {
+		errs = append(errs, d.engines.close())
 	}
 	if d.machines != nil {
 		errs = append(errs, d.machines.close())
@@ -236,6 +241,8 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 		err = d.measureStorage(ctx, r, j, system, res)
 	case r.replay.bytes != 0:
 		err = d.measureReplay(ctx, r, j, system, res)
+	case r.ofEngine(system):
+		err = d.measureEngines(ctx, r, j, system, res)
 	case r.job.Kind.ofMachines():
 		err = d.measureMachines(ctx, r, j, system, res)
 	case r.size():
@@ -262,6 +269,10 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 	}
 	if r.replay.bytes != 0 {
 		d.discardReplays()
+		return nil
+	}
+	if r.ofEngine(system) {
+		d.discardEngines()
 		return nil
 	}
 	if r.job.Kind.ofMachines() {

@@ -51,6 +51,8 @@ const (
 	replayUpdate       kind = "update"
 	replayRemoteWrite  kind = "remote-write"
 	replayRemoteSample kind = "remote-sample"
+	// enginesUp is the time until the machines of an engine are there.
+	enginesUp kind = "up"
 	// The kinds below are those of machines, and of a Brain with many.
 	machineCreate      kind = "create"
 	machineCreateLocal kind = "create here"
@@ -159,7 +161,7 @@ func (l *load) run() (outcome, error) {
 	case codeNone, codeImported, codeUsed, pluginTime: // not measured by a client
 	case psPull, psPullRead, psPush, psDeliver, psSpread, psMemory, storedKeys: // likewise
 	case replayWrite, replaySample, replayBorrow, replayMixed, replayHold: // likewise
-	case machineCreate, machineCreateLocal, machineGang, machineProgram, registered, memoryOfNodes, lookedUp, recovered: // likewise
+	case machineCreate, machineCreateLocal, machineGang, machineProgram, registered, memoryOfNodes, lookedUp, recovered, enginesUp: // likewise
 	case replayItems, replayFewItems, replayDraw, replayUpdate, replayRemoteWrite, replayRemoteSample: // likewise
 	}
 	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)

@@ -36,6 +36,7 @@ const (
 	oneMachine     layout = "one machine"     // the pusher and four readers
 	pusherOnly     layout = "pusher only"     // one machine without readers
 	remotePusher   layout = "remote pusher"   // a pusher without shared memory, one receiver
+	threeNodes     layout = "three nodes"     // a reader on each of three machines, of which one is the pusher's
 	manyMachines   layout = "many machines"   // a receiver on each of several other machines
 	limitedUplinks layout = "limited uplinks" // the same, where each machine's sending side is limited
 )
@@ -56,8 +57,10 @@ func (d *driver) scene(ctx context.Context, system string, r *row) (*scene, erro
 	}
 	var s *scene
 	var err error
-	switch system {
-	case raySystem:
+	switch {
+	case system == raySystem && r.layout == threeNodes:
+		s, err = d.newRayClusterScene(ctx)
+	case system == raySystem:
 		s, err = d.newRayScene(ctx, r.job.Inflight)
 	default:
 		s, err = d.newScene(ctx, system, r)
@@ -188,7 +191,7 @@ func (b *sceneBuilder) raylink(system string, r *row) {
 		b.readers = []*process{b.start(home, readerRole, system, captain)}
 		b.hideSockets(home)
 		b.pusher = b.start("elsewhere", pusherRole, system, captain, noOfficer)
-	case manyMachines, limitedUplinks:
+	case manyMachines, threeNodes, limitedUplinks:
 		path := captain
 		if r.layout == limitedUplinks {
 			// A captain in the pusher's process, because each machine must have one process: only
@@ -197,7 +200,12 @@ func (b *sceneBuilder) raylink(system string, r *row) {
 		}
 		b.pusher = b.start(home, pusherRole, system, path)
 		b.hideSockets(home)
-		for i := range r.job.Inflight {
+		others := r.job.Inflight
+		if r.layout == threeNodes { // the pusher's node is one of them
+			others--
+			b.readers = append(b.readers, b.start(home, readerRole, system, path))
+		}
+		for i := range others {
 			machine := "m" + strconv.Itoa(i)
 			if b.err == nil {
 				b.readers = append(b.readers, b.start(machine, readerRole, system, b.pusher.address))

@@ -121,7 +121,7 @@ func rows() []row {
 		row{name: fewFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 500}, systems: []string{"raylink"}},
 		row{name: fourTimesFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 2000}, systems: []string{"raylink"}},
 	)
-	return slices.Concat(rs, psRows(), storageRows(), replayRows(), machinesRows(), tlsRows())
+	return slices.Concat(rs, psRows(), storageRows(), replayRows(), machinesRows(), tlsRows(), enginesRows())
 }
 
 // rowsOf returns the rows beside other buffers, or all others.

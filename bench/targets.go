@@ -159,6 +159,8 @@ func (r *results) targets(lines []line) []target {
 		f.bound(swarmMemory, "at most 1,024 bytes each", "%.0f", value, below(1<<10)),
 		f.bound(swarmLookup, "at least 100,000 a second", "%.0f", value, func(v float64) bool { return v >= 100_000 }),
 		f.bound(swarmRecover, "at most 10 s", "%.2f s", value, below(10)),
+		f.atMost(rayUp, raySystem, "time", value, 1.5), f.atMost(rayCreate, raySystem, "p50", p50, 0.3),
+		f.atLeast(rayCallSync, raySystem, 10), f.atLeast(rayCallAsync, raySystem, 20), f.atLeast(rayBroadcast, raySystem, 1),
 		f.atLeast(remoteWrite, tunnelSystem, 0.7), f.atLeast(remoteSample, tunnelSystem, 0.7),
 	)
 }

@@ -19,8 +19,9 @@ func (a *app) attachedFlag(cmd *cobra.Command, attached *bool) {
 }
 
 // attach attaches this process to the one that holds its standard input, of which the first line is
-// the token. The context ends when that asks to stop. A process that was launched for a node ends
-// with its launcher instead.
+// the token. The context ends when that asks to stop, and not by a signal: engines end a run by
+// signals to all of its processes, and Brain is needed until the program has ended. A process that
+// was launched for a node ends with its launcher instead.
 func (a *app) attach(ctx context.Context) (context.Context, func(), error) {
 	ctx, stop := context.WithCancel(ctx)
 	if launch.Launched() {

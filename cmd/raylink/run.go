@@ -14,6 +14,7 @@ import (
 
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/engine/local"
+	"github.com/raylink/raylink/internal/engine/ray"
 	"github.com/raylink/raylink/internal/machine"
 )
 
@@ -29,6 +30,7 @@ type runFlags struct {
 	// allMachines is set if no number of machines was given.
 	allMachines bool
 	slurm       slurmFlags
+	ray         ray.Options
 }
 
 const localEngine = "local"
@@ -73,6 +75,7 @@ A machine that is lost ends the run, unless --restart-machines has the engine pr
 	flags.BoolVar(&f.detach, "detach", false, "leave the run behind and print its id, see raylink runs, attach and stop")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be submitted, and start nothing")
 	flags.StringVar(&f.record, "record", "", "for --detach: the id of the run that this process is the head of")
+	rayFlags(cmd, &f.ray)
 	_ = flags.MarkHidden("record") // it exists
 	f.slurm.add(flags)
 	completeFlag(cmd, "on", cobra.FixedCompletions(engineNames(), cobra.ShellCompDirectiveNoFileComp))
@@ -154,6 +157,8 @@ func (a *app) head(ctx context.Context, f *runFlags, groups []engine.Group, args
 		Say: a.say,
 	}
 	switch {
+	case f.submits(chosen):
+		return a.submitToRay(ctx, f, run, args)
 	case f.dryRun:
 		return a.write(run.Plan())
 	case f.detach:
@@ -194,11 +199,13 @@ type chosenEngine struct {
 }
 
 // engineNames are the values of --on.
-func engineNames() []string { return []string{localEngine, slurmEngine} }
+func engineNames() []string { return []string{localEngine, slurmEngine, rayEngine} }
 
 func chooseEngine(f *runFlags) (*chosenEngine, error) {
-	switch f.on {
-	case "", localEngine:
+	switch {
+	case f.on == rayEngine, f.on == "" && ray.IsInside():
+		return chooseRay(f)
+	case f.on == "", f.on == localEngine:
 		return &chosenEngine{localEngine, local.Engine{}, local.Detached{}, "127.0.0.1:0"}, nil
 	}
 	return nil, usagef("--on: there is no engine %q; the engines are %s", f.on, strings.Join(engineNames(), ", "))

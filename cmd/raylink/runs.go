@@ -19,6 +19,7 @@ import (
 
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/engine/local"
+	"github.com/raylink/raylink/internal/engine/ray"
 	"github.com/raylink/raylink/internal/engine/slurm"
 	"github.com/raylink/raylink/runtime/rundir"
 )
@@ -149,6 +150,8 @@ func detachedEngine(name string) (engine.Detached, error) {
 		return local.Detached{}, nil
 	case slurmEngine:
 		return slurm.Detached{}, nil
+	case rayEngine:
+		return ray.Jobs{}, nil
 	}
 	return nil, fmt.Errorf("this version of raylink does not know the engine %q", name)
 }

@@ -38,6 +38,13 @@ type Engine interface {
 	Start(ctx context.Context, request Request, report func(Event)) (stop func(context.Context) error, err error)
 }
 
+// Listener is an engine that knows where its machines can reach Brain.
+type Listener interface {
+	// Listen returns the address that Brain should listen on if the user names none. It is called
+	// after Check.
+	Listen() string
+}
+
 // Group is a number of machines that are alike.
 type Group struct {
 	// Name is the value of the label [GroupLabel] of the machines.

@@ -51,6 +51,18 @@ func parseGroup(text string, defaults Group) (Group, error) {
 	return g, nil
 }
 
+// Text returns the group in the form that ParseGroup parses.
+func (g Group) Text() string {
+	settings := []string{"machines=" + strconv.Itoa(g.Machines)}
+	if !g.Resources.IsZero() {
+		settings = append(settings, g.Resources.String())
+	}
+	for _, label := range g.Labels.Texts() {
+		settings = append(settings, "label."+label)
+	}
+	return g.Name + ":" + strings.Join(settings, ",")
+}
+
 // set sets what a key names.
 func set(g *Group, key, value string) error {
 	if label, ok := strings.CutPrefix(key, "label."); ok {

@@ -102,6 +102,9 @@ func (p *Process) reap() {
 	close(p.done)
 }
 
+// Send writes a line to the standard input of a process that StartAttached has started.
+func (p *Process) Send(line string) error { return p.pipe.begin(line) }
+
 // Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 

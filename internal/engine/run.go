@@ -56,6 +56,9 @@ func (r *Run) Do(ctx context.Context) (exit int, err error) {
 	if err := r.Engine.Check(ctx, r.Groups); err != nil {
 		return 0, err
 	}
+	if l, ok := r.Engine.(Listener); ok && r.Listen == "" {
+		r.Listen = l.Listen()
+	}
 	// What has to be stopped is stopped in order although ctx has ended.
 	stopping := context.WithoutCancel(ctx)
 	brain, err := r.startBrain(ctx)
