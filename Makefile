@@ -15,7 +15,7 @@ FRESH := $(CURDIR)/.cache/generated
 export RAYLINK_TOOLS := $(TOOLS)
 
 # Modules of their own, beside the one of this directory.
-MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod internal/*/go.mod))
+MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod internal/*/go.mod deploy/*/go.mod))
 # The official Connect conformance suite, as internal/conformance pins it: its sources with hooks,
 # and what is built of them.
 SUITE := $(CURDIR)/.cache/conformance/suite

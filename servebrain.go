@@ -128,7 +128,7 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 			return runtime.Options{}, fmt.Errorf("both a token and a token file (%s) are given; give only one", o.TokenFile)
 		}
 		var err error
-		if token, err = assemble.ReadToken(o.TokenFile); err != nil {
+		if token, err = rundir.ReadToken(o.TokenFile); err != nil {
 			return runtime.Options{}, err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/runtime/launch"
+	"github.com/raylink/raylink/runtime/rundir"
 )
 
 // Options configure a runtime. Each [Option] sets a field. A field that no option sets takes its
@@ -296,9 +297,16 @@ func newOptions(opts ...Option) Options {
 	for name, field := range map[string]*string{
 		"RAYLINK_BRAIN": &o.Brain, "RAYLINK_LISTEN": &o.Listen, "RAYLINK_ADVERTISE": &o.Advertise, "RAYLINK_TOKEN": &o.Token, "RAYLINK_DATA": &o.Data,
 		"RAYLINK_PORT_RANGE": &o.PortRange, "RAYLINK_TLS_CERT": &o.TLSCert, "RAYLINK_TLS_KEY": &o.TLSKey, "RAYLINK_TLS_CA": &o.TLSCA,
+		"RAYLINK_RESOURCES": &o.Machine.Resources,
 	} {
 		if *field == "" && (field != &o.Token || !o.Open) && (field != &o.Brain || !o.alone) {
 			*field = os.Getenv(name)
+		}
+	}
+	if file := os.Getenv("RAYLINK_TOKEN_FILE"); file != "" && o.Token == "" && !o.Open {
+		var err error
+		if o.Token, err = rundir.ReadToken(file); err != nil {
+			o.invalid = append(o.invalid, connect.Errorf(connect.CodeInvalidArgument, "RAYLINK_TOKEN_FILE: %v", err))
 		}
 	}
 	if o.BusyPoll == 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/raylink/raylink/internal/assemble"
 	"github.com/raylink/raylink/internal/machine"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
@@ -24,6 +26,7 @@ type agentFlags struct {
 	listen, advertise, data string
 	portRange               string
 	insecure, attached      bool
+	leaveAfter              time.Duration
 }
 
 func (a *app) agentCommand() *cobra.Command {
@@ -44,13 +47,14 @@ An agent that is interrupted or terminated stops the nodes on its machine first.
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "", "what the machine is called (default: RAYLINK_MACHINE, or else its host name)")
-	flags.StringVar(&f.resources, "resources", "", "amounts that replace what was found, or add others: cpu=8,gpu=1,memory=32GiB,licence=2")
+	flags.StringVar(&f.resources, "resources", "", "amounts that replace what was found, or add others: cpu=8,gpu=1,memory=32GiB,licence=2 (RAYLINK_RESOURCES)")
 	flags.StringArrayVar(&f.labels, "label", nil, "a label, KEY=VALUE, that nodes can require; may be repeated")
 	flags.StringArrayVar(&f.programs, "program", nil, "an executable that is installed here, NAME=PATH; may be repeated")
 	flags.StringVar(&f.listen, "listen", "", "the address to listen on (RAYLINK_LISTEN)")
 	flags.StringVar(&f.advertise, "advertise", "", "the address that others connect to, if it differs from --listen (RAYLINK_ADVERTISE)")
 	flags.StringVar(&f.portRange, "port-range", "", "the ports to listen on, for this agent and each node's process, e.g. 7000-7100 (RAYLINK_PORT_RANGE)")
 	flags.StringVar(&f.data, "data", "", "the directory of programs, logs and mapped files (RAYLINK_DATA; default: `raylink` in the user's state directory)")
+	flags.DurationVar(&f.leaveAfter, "leave-after", 0, "end once a Brain that was there can't be reached for so long (default: wait for it)")
 	a.attachedFlag(cmd, &f.attached)
 	flags.BoolVar(&f.insecure, "insecure", false, "listen beyond loopback although nothing is encrypted (RAYLINK_INSECURE=1)")
 	a.clientFlags(cmd)
@@ -110,6 +114,12 @@ func (a *app) runAgent(ctx context.Context, f *agentFlags) error {
 	if err != nil && !errors.Is(err, rundir.ErrNoToken) {
 		return err
 	}
+	joined := func() {}
+	if !launch.Launched() {
+		var stop func()
+		ctx, joined, stop = whileBrainIsThere(ctx, address, token, f.leaveAfter)
+		defer stop()
+	}
 	options = append(options, runtime.WithBrain(address))
 	switch {
 	case token != "":
@@ -117,7 +127,10 @@ func (a *app) runAgent(ctx context.Context, f *agentFlags) error {
 	case a.open || err == nil:
 		options = append(options, runtime.WithOpen())
 	}
-	if err := assemble.Agent(ctx, a.agentReady, options...); err != nil {
+	if err := assemble.Agent(ctx, func(node string, machine *machinev1.Machine) {
+		joined()
+		a.agentReady(node, machine)
+	}, options...); err != nil {
 		return &localError{err}
 	}
 	return nil

@@ -18,6 +18,7 @@ func (a *app) brainCommand() *cobra.Command {
 	var captain psv1.CaptainConfig
 	var store storagev1.StorageConfig
 	var attached bool
+	var from string
 	cmd := &cobra.Command{
 		Use:   "brain",
 		Short: "Run a Brain until it is interrupted",
@@ -62,6 +63,9 @@ restarted: it keeps its configuration, and gets the new one when it starts again
 				defer detach()
 				o.Token, o.Ephemeral = a.token, true
 			}
+			if err := copyCA(from, o.Data); err != nil {
+				return err
+			}
 			if err := raylink.ServeBrain(ctx, o); err != nil {
 				return &localError{err}
 			}
@@ -78,6 +82,7 @@ restarted: it keeps its configuration, and gets the new one when it starts again
 	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose pages may call, here and at the hosts that join; may be repeated; * for every one")
 	flags.BoolVar(&o.Compression, "compress", false, "gzip responses over HTTP for clients on other machines that ask for it, here and at the hosts that join")
 	flags.DurationVar(&o.Lease, "lease", 0, "how long a host may be silent before it is declared dead (default 10s)")
+	flags.StringVar(&from, "pki", "", "the directory of the CA and the tokens for the first start, such as a mounted Secret, see raylink ca make")
 	a.attachedFlag(cmd, &attached)
 	captainFlags(cmd, &captain)
 	storageFlags(cmd, &store)

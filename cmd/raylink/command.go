@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/raylink/raylink"
-	"github.com/raylink/raylink/internal/assemble"
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
@@ -167,11 +166,13 @@ func (a *app) secret(address string) (string, error) {
 	case open:
 		return "", nil
 	case a.tokenFile != "":
-		return assemble.ReadToken(a.tokenFile)
+		return rundir.ReadToken(a.tokenFile)
 	case a.token != "":
 		return a.token, nil
 	case fromEnv != "":
 		return fromEnv, nil
+	case os.Getenv("RAYLINK_TOKEN_FILE") != "":
+		return rundir.ReadToken(os.Getenv("RAYLINK_TOKEN_FILE"))
 	}
 	token, _, err := rundir.FindToken(address)
 	return token, err

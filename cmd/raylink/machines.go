@@ -17,6 +17,8 @@ import (
 )
 
 func (a *app) machinesCommand() *cobra.Command {
+	var wait int
+	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "machines [MACHINE]",
 		Short: "Show the machines of a system, and what is used of them",
@@ -26,9 +28,16 @@ placed there, and how long ago the machine has joined. MACHINE is a name or an i
 With -o json it prints one object whose "machines" are as Brain's method ListMachines returns them.`,
 		Args: between(0, 1, "[MACHINE]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if wait > 0 {
+				if err := a.awaitMachines(cmd.Context(), wait, timeout); err != nil {
+					return err
+				}
+			}
 			return a.machines(cmd.Context(), strings.Join(args, ""))
 		},
 	}
+	cmd.Flags().IntVar(&wait, "wait", 0, "wait first until the agents of so many machines have joined, and for Brain")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long --wait may take")
 	a.clientFlags(cmd)
 	return cmd
 }

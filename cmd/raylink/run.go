@@ -31,6 +31,7 @@ type runFlags struct {
 	allMachines bool
 	slurm       slurmFlags
 	ray         ray.Options
+	kubernetes  kubernetesFlags
 }
 
 const localEngine = "local"
@@ -76,6 +77,7 @@ A machine that is lost ends the run, unless --restart-machines has the engine pr
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be submitted, and start nothing")
 	flags.StringVar(&f.record, "record", "", "for --detach: the id of the run that this process is the head of")
 	rayFlags(cmd, &f.ray)
+	f.kubernetes.add(cmd)
 	_ = flags.MarkHidden("record") // it exists
 	f.slurm.add(flags)
 	completeFlag(cmd, "on", cobra.FixedCompletions(engineNames(), cobra.ShellCompDirectiveNoFileComp))
@@ -130,8 +132,14 @@ func (a *app) runProgram(ctx context.Context, f *runFlags, args []string) error 
 	if err != nil {
 		return err
 	}
+	if f.on == "" && isInRun() {
+		return runInRun(args)
+	}
 	if f.isOnSlurm() {
 		return a.runOnSlurm(ctx, f, groups, args)
+	}
+	if f.on == kubernetesEngine {
+		return a.runOnKubernetes(ctx, f, groups, args)
 	}
 	chosen, err := chooseEngine(f)
 	if err != nil {
@@ -199,7 +207,7 @@ type chosenEngine struct {
 }
 
 // engineNames are the values of --on.
-func engineNames() []string { return []string{localEngine, slurmEngine, rayEngine} }
+func engineNames() []string { return []string{localEngine, slurmEngine, rayEngine, kubernetesEngine} }
 
 func chooseEngine(f *runFlags) (*chosenEngine, error) {
 	switch {

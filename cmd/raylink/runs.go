@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/raylink/raylink/internal/engine"
+	"github.com/raylink/raylink/internal/engine/kubernetes"
 	"github.com/raylink/raylink/internal/engine/local"
 	"github.com/raylink/raylink/internal/engine/ray"
 	"github.com/raylink/raylink/internal/engine/slurm"
@@ -152,6 +153,8 @@ func detachedEngine(name string) (engine.Detached, error) {
 		return slurm.Detached{}, nil
 	case rayEngine:
 		return ray.Jobs{}, nil
+	case kubernetesEngine:
+		return kubernetes.Detached{}, nil
 	}
 	return nil, fmt.Errorf("this version of raylink does not know the engine %q", name)
 }

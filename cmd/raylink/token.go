@@ -199,6 +199,7 @@ the certificates of Brain and of hosts by it.`,
 			})
 		},
 	}
+	cmd.AddCommand(a.makeCACommand())
 	a.clientFlags(cmd)
 	return cmd
 }

@@ -87,6 +87,9 @@ func parseResource(entry string) (name string, amount int64, err error) {
 		return "", 0, err
 	}
 	unit := int64(Unit)
+	if number, ok := strings.CutSuffix(text, "m"); ok && name != Memory {
+		unit, text = 1, number // thousandths, as Kubernetes writes them
+	}
 	if name == Memory {
 		number := strings.TrimRightFunc(text, isLetter)
 		if unit = memoryUnit(text[len(number):]); unit == 0 {
@@ -150,7 +153,7 @@ func parseAmount(text string, unit int64) (int64, error) {
 	amount.Mul(amount, new(big.Rat).SetInt64(unit))
 	switch {
 	case !amount.IsInt():
-		return 0, errors.New("an amount of memory is a whole number of bytes")
+		return 0, errors.New("an amount of memory is a whole number of bytes, and one with m of thousandths")
 	case !amount.Num().IsInt64():
 		return 0, errTooLarge()
 	}

@@ -49,5 +49,19 @@ func ofPKI() []Mutant {
 			Edit: Edit{File: proof, Original: `serverProof = "raylink join v1: proof of the server"`, Mutated: "serverProof = clientProof"},
 			Test: "TestProofsAreBoundToTheirJoin",
 		},
+		{
+			Name: "pki/copies-replace-a-ca",
+			Edit: Edit{File: "internal/pki/copy.go", Func: "CopyCA", Original: "case err == nil: return", Mutated: "case false: return"},
+			Also: []Edit{{File: "internal/pki/copy.go", Func: "CopyCA", Original: "!errors.Is(err, fs.ErrNotExist)", Mutated: "false"}},
+			Test: "TestCopyingReplacesNoCA", Package: "internal/admission",
+		},
+		{
+			Name: "pki/incomplete-cas-are-copied",
+			Edit: Edit{
+				File: "internal/pki/copy.go", Func: "CopyCA",
+				Original: "if err != nil { return fmt.Errorf(\"copying the CA in %s: %w\", from, err) }", Mutated: "if err != nil { continue }",
+			},
+			Test: "TestIncompleteCAIsNotCopied", Package: "internal/admission",
+		},
 	}
 }

@@ -69,7 +69,9 @@ func takeArguments() {
 func childEnvironment(fds, args, mark string) []string {
 	var env []string
 	for _, entry := range os.Environ() {
-		if name, _, _ := strings.Cut(entry, "="); name != marker && name != argsMarker && name != markVariable && name != "RAYLINK_TOKEN" {
+		switch name, _, _ := strings.Cut(entry, "="); name {
+		case marker, argsMarker, markVariable, "RAYLINK_TOKEN", "RAYLINK_TOKEN_FILE":
+		default:
 			env = append(env, entry)
 		}
 	}

@@ -22,7 +22,11 @@ var ErrNotPrivate = errors.New("not private")
 // makePrivate creates the directory if it does not exist. It refuses one that other users can
 // access, or could replace: in /tmp, another user may have created it first.
 func makePrivate(dir string) error {
-	if err := checkParent(filepath.Dir(dir)); err != nil {
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, privateDir); err != nil {
+		return err
+	}
+	if err := checkParent(parent); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, privateDir); err != nil && !errors.Is(err, fs.ErrExist) {
