@@ -17,8 +17,8 @@ import (
 	"github.com/raylink/raylink/internal/proctest"
 )
 
-// TestPodsOfARun has the processes of a run's pods: Brain has its CA from a mounted Secret, an agent
-// and a program read the token from a file, and the agent ends when Brain has gone for good.
+// TestPodsOfARun has the processes of a run's pods: Brain has its CA from a mounted Secret, agent
+// and client read the token from a file, and the agent ends when Brain has gone for good.
 func TestPodsOfARun(t *testing.T) {
 	ca := filepath.Join(t.TempDir(), "pki")
 	_, stderr, exit := finish(t, exec.Command(filepath.Join(program, "raylink"), "ca", "make", ca))
@@ -27,7 +27,7 @@ func TestPodsOfARun(t *testing.T) {
 	pod := func(name string, more ...string) []string {
 		// The root of a volume is writable by all: the directories below it are the process's own.
 		volume := proctest.Directory(t, "rl")
-		require.NoError(t, os.Chmod(volume, 0o777)) //nolint:gosec // as a volume's
+		require.NoError(t, os.Chmod(volume, 0o777))
 		return environment(append(more, "RAYLINK_MACHINE="+name, "RAYLINK_TLS=1",
 			"RAYLINK_DATA="+filepath.Join(volume, "own/data"), "RAYLINK_RUNTIME_DIR="+filepath.Join(volume, "own/run"))...)
 	}
@@ -36,7 +36,10 @@ func TestPodsOfARun(t *testing.T) {
 	joins := []string{"RAYLINK_BRAIN=" + address, "RAYLINK_TOKEN_FILE=" + token}
 	agent := background(t, pod("agent", append(joins, "RAYLINK_RESOURCES=cpu=1500m,licence=2")...),
 		filepath.Join(program, "raylink"), "agent", "--name", "workers-0", "--leave-after", "1s", "-o", "json")
-	var joined struct{ Machine, Resources string }
+	var joined struct {
+		Machine   string `json:"machine"`
+		Resources string `json:"resources"`
+	}
 	require.NoError(t, json.Unmarshal([]byte(agent.line()), &joined))
 	assert.Equal(t, "workers-0", joined.Machine)
 	assert.Contains(t, joined.Resources, "cpu=1.5,")
@@ -68,7 +71,7 @@ func inCluster(t *testing.T, then string) (env []string, request string) {
 	bin := t.TempDir()
 	request = filepath.Join(bin, "request")
 	script := "#!/bin/bash\nread -r line; echo \"$line\" >" + request + "\n" + then + "\n"
-	require.NoError(t, os.WriteFile(filepath.Join(bin, wire.Program), []byte(script), 0o700)) //nolint:gosec // a program
+	require.NoError(t, os.WriteFile(filepath.Join(bin, wire.Program), []byte(script), 0o700))
 	return environment("PATH="+bin+":"+os.Getenv("PATH"), "RAYLINK_DATA="+t.TempDir(), "TMPDIR="+t.TempDir()), request
 }
 

@@ -46,7 +46,7 @@ func Call(ctx context.Context, program string, request *wire.Request, out, probl
 	if err != nil {
 		return nil, err
 	}
-	defer report.Close() //nolint:errcheck // it was only read
+	defer report.Close()         //nolint:errcheck // it was only read
 	cmd := exec.Command(program) //nolint:noctx // it is asked to stop by its input
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, problems, []*os.File{theirs}
 	// A Ctrl-C at the terminal reaches this process alone.
