@@ -184,11 +184,11 @@ func (r *run) signal(s syscall.Signal) {
 	require.NoError(r.t, r.cmd.Process.Signal(s))
 }
 
-// killTask kills the process of a task, which runs a command.
-func (c *cluster) killTask(t *testing.T, command, rank string) {
+// killTask kills the process of a task, which runs raylink with some arguments.
+func (c *cluster) killTask(t *testing.T, arguments, rank string) {
 	t.Helper()
 	for pid, title := range c.Processes("SLURM_PROCID=" + rank + "\x00") {
-		if strings.HasPrefix(title, c.raylink+" "+command+" ") {
+		if strings.HasPrefix(title, c.raylink+" ") && strings.Contains(title, " "+arguments+" ") {
 			proctest.Kill(t, pid)
 			return
 		}
@@ -353,7 +353,7 @@ func testKilledTaskIsReplaced(t *testing.T, c *cluster) {
 		}
 		require.Less(t, time.Since(begin), proctest.Patience, "the machine does not return")
 	}
-	c.killTask(t, slurm.TaskCommand, "0")
+	c.killTask(t, "--first 1", "0") // the one that has replaced it
 	assert.Equal(t, 1, r.exit())
 	_, errs := r.text()
 	assert.Contains(t, errs, "raylink: the machine machines-")
@@ -365,7 +365,7 @@ func testKilledHead(t *testing.T, c *cluster) {
 	r.await("machines: n")
 	c.killTask(t, "run --", "0")
 	assert.NotZero(t, r.exit())
-	left, err := filepath.Glob(filepath.Join(c.Shared, ".raylink-*"))
+	left, err := filepath.Glob(filepath.Join(c.Shared, ".raylink-*.*"))
 	require.NoError(t, err)
 	for _, d := range left { // a killed head removes nothing
 		require.NoError(t, os.RemoveAll(d))
