@@ -129,6 +129,9 @@ func (a *app) headOnSlurm(ctx context.Context, f *runFlags, env slurm.Env, share
 	if err != nil {
 		return &localError{err}
 	}
+	if f.slurm.submission != "" {
+		shared = f.slurm.submission // which the submitter removes, also when this process is killed
+	}
 	on, err := slurm.Open(env, shared, host, raylink)
 	if err != nil {
 		return &localError{err}
