@@ -227,7 +227,7 @@ func TestRunRefusals(t *testing.T) {
 		want string
 	}{
 		{[]string{"sh"}, exitUsage, "stands after --"},
-		{[]string{"--on", "nomad", "--", "true"}, exitUsage, `there is no engine "nomad"; the engines are local`},
+		{[]string{"--on", "nomad", "--", "true"}, exitUsage, `there is no engine "nomad"; the engines are local, slurm, ray, kubernetes`},
 		{[]string{"--", "no-such-program"}, exitFailed, `exec: "no-such-program": executable file not found in $PATH`},
 		{[]string{"--cpus", "4096", "--", "true"}, exitFailed, "local: the group machines asks for cpu=4096 on each machine, and this machine has "},
 		{[]string{"--group", "a", "--group", "a:cpus=1", "--", "true"}, exitUsage, "two groups with the name a"},
