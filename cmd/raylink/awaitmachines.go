@@ -57,7 +57,9 @@ func (a *app) agents(ctx context.Context) (int, error) {
 
 // whileBrainIsThere returns a context that ends when Brain can't be reached for the given time
 // after the first call of joined; 0 is for ever. An agent whose engine can't stop it ends by that.
-func whileBrainIsThere(ctx context.Context, address, token string, patience time.Duration) (watched context.Context, joined, stop func()) {
+func whileBrainIsThere(
+	ctx context.Context, address, token string, patience time.Duration,
+) (watched context.Context, joined, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	if patience <= 0 {
 		return ctx, func() {}, cancel
