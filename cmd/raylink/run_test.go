@@ -117,8 +117,8 @@ func TestRunEndsWithItsProgramsExitCode(t *testing.T) {
 
 func TestNothingIsLeftOfARunWhoseHeadWasKilled(t *testing.T) {
 	r := newRunTest(t)
-	run := r.start("--machines", "2", "--", "sh", "-c", "raylink machines; echo up; exec sleep 600")
-	r.has(run, "up")
+	run := r.start("--machines", "2", "--", "sh", "-c", "raylink machines; echo begun; exec sleep 600")
+	r.has(run, "begun")
 	for _, line := range processesOf(r.temp) {
 		assert.NotContains(t, line, "rl1.", "a secret is no argument")
 	}
@@ -129,8 +129,8 @@ func TestNothingIsLeftOfARunWhoseHeadWasKilled(t *testing.T) {
 func TestInterruptedRunStopsInOrder(t *testing.T) {
 	r := newRunTest(t)
 	saved := filepath.Join(t.TempDir(), "saved")
-	run := r.start("--checkpoint", "raylink tree > "+saved, "--", "sh", "-c", `trap 'echo stopped; exit 5' TERM; echo up; while :; do sleep 0.05; done`)
-	r.has(run, "up")
+	run := r.start("--checkpoint", "raylink tree > "+saved, "--", "sh", "-c", `trap 'echo stopped; exit 5' TERM; echo begun; while :; do sleep 0.05; done`)
+	r.has(run, "begun")
 	require.NoError(t, run.Process.Signal(syscall.SIGINT))
 	assert.Equal(t, 5, r.ended(run))
 	assert.Contains(t, run.stdout.String(), "stopped", "the program could end in order")
@@ -142,8 +142,8 @@ func TestInterruptedRunStopsInOrder(t *testing.T) {
 
 func TestSecondInterruptEndsARunAtOnce(t *testing.T) {
 	r := newRunTest(t)
-	run := r.start("--", "sh", "-c", `trap '' TERM; echo up; while :; do sleep 0.05; done`)
-	r.has(run, "up")
+	run := r.start("--", "sh", "-c", `trap '' TERM; echo begun; while :; do sleep 0.05; done`)
+	r.has(run, "begun")
 	require.NoError(t, run.Process.Signal(syscall.SIGTERM))
 	r.has(run, "the run stops in order")
 	require.NoError(t, run.Process.Signal(syscall.SIGTERM))
@@ -155,8 +155,8 @@ func TestLostMachineEndsTheRunOrIsReplaced(t *testing.T) {
 	for name, restarts := range map[string]string{"ends": "0", "replaced": "1"} {
 		t.Run(name, func(t *testing.T) {
 			r := newRunTest(t)
-			run := r.start("--machines", "2", "--restart-machines", restarts, "--", "sh", "-c", "echo up; exec sleep 600")
-			r.has(run, "up")
+			run := r.start("--machines", "2", "--restart-machines", restarts, "--", "sh", "-c", "echo begun; exec sleep 600")
+			r.has(run, "begun")
 			require.NoError(t, syscall.Kill(r.agentOf("machines-1"), syscall.SIGKILL))
 			if restarts == "0" {
 				assert.Equal(t, exitFailed, r.ended(run))
