@@ -260,7 +260,7 @@ func (c *cluster) testRefusals(t *testing.T) {
 }
 
 func (c *cluster) testHeadKilled(t *testing.T) {
-	run := c.run(t, "--machines", "2", "--", "sh", "-c", "echo up; exec sleep 600")
+	run := c.run(t, "--machines", "2", "--", "sh", "-c", "echo begun; exec sleep 600")
 	run.has(t, "\nup\n")
 	for _, line := range c.processes() {
 		assert.NotContains(t, line, "rl1.", "a secret is no argument")
@@ -305,7 +305,7 @@ func (c *cluster) testJob(t *testing.T) {
 	assert.Contains(t, attached.printed(), "it's up")
 	assert.Contains(t, attached.printed(), "(2 of 2)")
 
-	id = submit("trap 'echo in order; exit 5' TERM; echo up; while :; do sleep 0.1; done")
+	id = submit("trap 'echo in order; exit 5' TERM; echo begun; while :; do sleep 0.1; done")
 	attached = raylink("attach", id)
 	attached.has(t, "\nup\n")
 	runs := raylink("runs")
@@ -319,7 +319,7 @@ func (c *cluster) testJob(t *testing.T) {
 }
 
 func (c *cluster) testNodeLost(t *testing.T) {
-	run := c.run(t, "--machines", "3", "--restart-machines", "1", "--", "sh", "-c", "echo up; exec sleep 600")
+	run := c.run(t, "--machines", "3", "--restart-machines", "1", "--", "sh", "-c", "echo begun; exec sleep 600")
 	run.has(t, "\nup\n")
 	c.do("kill 0")
 	run.has(t, "it is asked for again")
@@ -330,7 +330,7 @@ func (c *cluster) testNodeLost(t *testing.T) {
 	assert.NotZero(t, run.exit(t), "nothing is asked for again")
 	assert.Equal(t, 2, strings.Count(run.printed(), "raylink run: the machine "))
 	c.do("add")
-	run = c.run(t, "--machines", "3", "--", "sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done")
+	run = c.run(t, "--machines", "3", "--", "sh", "-c", "trap 'exit 5' TERM; echo begun; while :; do sleep 0.1; done")
 	run.has(t, "\nup\n")
 	require.NoError(t, run.Process.Signal(syscall.SIGINT))
 	assert.Equal(t, 5, run.exit(t), "it is stopped in order")
