@@ -622,11 +622,11 @@ func (h *Host) sweepDead() {
 
 // warnUnreachable warns if this host joins a Brain on another machine but listens on loopback: its
 // nodes will be found from there, and calls to them will fail or reach another process. It is no
-// error, because a process that creates no nodes is not affected. Machines that reach each other by
-// loopback are machines by name only.
+// error, because a process that creates no nodes is not affected. An address that was given
+// is the user's decision: machines that are so by name only reach each other by loopback.
 func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.HostInfo) {
-	onlyHere := listen.IsLoopback(listen.HostOf(h.listener.Advertised())) && !listen.IsLoopback(listen.HostOf(brain))
-	if !onlyHere || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
+	byDefault := !h.options.listens && listen.IsLoopback(listen.HostOf(h.listener.Advertised()))
+	if !byDefault || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
 		return
 	}
 	h.log.Warn("Brain is on another machine, and this process listens on loopback only: the nodes that it creates cannot be reached from there. "+

@@ -115,7 +115,9 @@ with code N, e.g. 69 for not_found (5).`,
 func commandNames(root *cobra.Command) string {
 	names := make([]string, 0, len(root.Commands()))
 	for _, cmd := range root.Commands() {
-		names = append(names, cmd.Name())
+		if !cmd.Hidden {
+			names = append(names, cmd.Name())
+		}
 	}
 	return strings.Join(names, ", ")
 }

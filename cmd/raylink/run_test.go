@@ -255,8 +255,8 @@ func TestDryRunPrintsWhatWouldBeStarted(t *testing.T) {
 	path, err := exec.LookPath("true")
 	require.NoError(t, err)
 	assert.Equal(t, `raylink brain --attached --listen 127.0.0.1:0
-raylink agent --attached --brain BRAIN --name workers-0 --label group=workers --resources cpu=0.5
-raylink agent --attached --brain BRAIN --name workers-1 --label group=workers --resources cpu=0.5
+raylink agent --attached --brain BRAIN --listen 127.0.0.1:0 --name workers-0 --label group=workers --resources cpu=0.5
+raylink agent --attached --brain BRAIN --listen 127.0.0.1:0 --name workers-1 --label group=workers --resources cpu=0.5
 RAYLINK_BRAIN=BRAIN `+path+` --workers 4
 `, stdout)
 	r.nothingIsLeft()

@@ -60,7 +60,7 @@ func (Engine) Plan(request engine.Request) string {
 	var b strings.Builder
 	for _, g := range request.Groups {
 		for i := range g.Machines {
-			fmt.Fprintf(&b, "raylink agent --attached --brain %s %s\n", request.Brain, strings.Join(g.AgentFlags(i), " "))
+			fmt.Fprintf(&b, "raylink agent --attached --brain %s --listen 127.0.0.1:0 %s\n", request.Brain, strings.Join(g.AgentFlags(i), " "))
 		}
 	}
 	return b.String()
@@ -98,7 +98,7 @@ func (a *agents) start(name string, flags []string) (*engine.Process, error) {
 		return nil, fmt.Errorf("local: %w", err)
 	}
 	env := []string{rundir.MachineEnv + "=" + identity, rundir.DataEnv + "=" + directory, rundir.RuntimeEnv + "=" + sockets}
-	args := append([]string{"agent", "--attached", "-o", "json", "--brain", a.request.Brain}, flags...)
+	args := append([]string{"agent", "--attached", "-o", "json", "--brain", a.request.Brain, "--listen", "127.0.0.1:0"}, flags...)
 	process, err := engine.StartAttached(a.request.Token, env, a.output(name), a.request.Raylink, args...)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("local: starting the agent %s: %w", name, err), os.RemoveAll(sockets))
