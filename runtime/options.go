@@ -287,6 +287,18 @@ func WithMachine(m MachineOptions) Option { return optionFunc(func(o *Options) {
 
 const defaultKeepRuns = 20
 
+// tokenFromFile reads the token of RAYLINK_TOKEN_FILE if nothing else gives one.
+func tokenFromFile(o *Options) {
+	file := os.Getenv("RAYLINK_TOKEN_FILE")
+	if file == "" || o.Token != "" || o.Open {
+		return
+	}
+	var err error
+	if o.Token, err = rundir.ReadToken(file); err != nil {
+		o.invalid = append(o.invalid, connect.Errorf(connect.CodeInvalidArgument, "RAYLINK_TOKEN_FILE: %v", err))
+	}
+}
+
 // newOptions is [hostapi.Functions].NewOptions.
 func newOptions(opts ...Option) Options {
 	var o Options
@@ -303,12 +315,7 @@ func newOptions(opts ...Option) Options {
 			*field = os.Getenv(name)
 		}
 	}
-	if file := os.Getenv("RAYLINK_TOKEN_FILE"); file != "" && o.Token == "" && !o.Open {
-		var err error
-		if o.Token, err = rundir.ReadToken(file); err != nil {
-			o.invalid = append(o.invalid, connect.Errorf(connect.CodeInvalidArgument, "RAYLINK_TOKEN_FILE: %v", err))
-		}
-	}
+	tokenFromFile(&o)
 	if o.BusyPoll == 0 {
 		fromEnv(&o, "RAYLINK_BUSY_POLL", "a duration such as 20us", &o.BusyPoll, time.ParseDuration)
 	}
