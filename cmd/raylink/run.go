@@ -189,7 +189,7 @@ func (a *app) head(ctx context.Context, f *runFlags, groups []engine.Group, args
 
 // doRun runs a program with a directory of its own, of which nothing is left.
 func doRun(ctx context.Context, run *engine.Run) (exit int, err error) {
-	home, err := engine.NewHome("raylink-run-")
+	home, err := engine.NewHome()
 	if err != nil {
 		return 0, err
 	}

@@ -74,7 +74,7 @@ func (a *app) runOnKubernetes(ctx context.Context, f *runFlags, groups []engine.
 	if f.dryRun {
 		request.Operation = wire.Plan
 	} else {
-		directory, err := os.MkdirTemp("", "raylink-run-")
+		directory, err := os.MkdirTemp("", "raylink-kubernetes-")
 		if err != nil {
 			return &localError{err}
 		}

@@ -18,10 +18,12 @@ type Home struct {
 	lock *os.File
 }
 
-// NewHome makes a directory in the system's temporary one, whose name begins with a prefix that is
-// of such directories only. The caller must Remove it.
-func NewHome(prefix string) (*Home, error) {
-	left, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+// homes begins the names of such directories.
+const homes = "raylink-run-"
+
+// NewHome makes a directory in the system's temporary one. The caller must Remove it.
+func NewHome() (*Home, error) {
+	left, _ := filepath.Glob(filepath.Join(os.TempDir(), homes+"*"))
 	for _, path := range left {
 		// One without a lock file is being made.
 		if f, err := lockHome(path, 0); err == nil {
@@ -29,7 +31,7 @@ func NewHome(prefix string) (*Home, error) {
 			_ = f.Close()
 		}
 	}
-	path, err := os.MkdirTemp("", prefix)
+	path, err := os.MkdirTemp("", homes)
 	if err != nil {
 		return nil, fmt.Errorf("making a temporary directory: %w", err)
 	}

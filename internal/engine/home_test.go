@@ -11,12 +11,12 @@ import (
 
 func TestHomesOfKilledProcessesAreRemoved(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
-	alive, err := engine.NewHome("raylink-test-")
+	alive, err := engine.NewHome()
 	require.NoError(t, err)
-	killed, err := engine.NewHome("raylink-test-")
+	killed, err := engine.NewHome()
 	require.NoError(t, err)
 	engine.Abandon(t, killed)
-	next, err := engine.NewHome("raylink-test-")
+	next, err := engine.NewHome()
 	require.NoError(t, err)
 	assert.NoDirExists(t, killed.Path)
 	assert.DirExists(t, alive.Path, "its process lives")

@@ -189,12 +189,10 @@ func (t *Task) start(s *agentStart, home *engine.Home) (*engine.Process, error) 
 	return process, nil
 }
 
-// homes begins the names of the directories of agents' files on their nodes: mapped files and
-// sockets must not be on a file system that nodes share.
-const homes = "raylink-slurm-"
-
+// newHome makes the directory of an agent's files on its node: mapped files and sockets must not be
+// on a file system that nodes share.
 func newHome() (*engine.Home, error) {
-	home, err := engine.NewHome(homes)
+	home, err := engine.NewHome()
 	if err != nil {
 		return nil, fmt.Errorf("slurm: %w", err)
 	}
