@@ -247,13 +247,19 @@ func TestRevocationEndsStreams(t *testing.T) {
 	require.Equal(t, int64(len(ends)), g.impl.watching.Load())
 
 	g.revoke(t, id)
+	// Less than the patience of a test, so that there is time to report what goes on.
+	soon, cancel := context.WithTimeout(ctx, patience/4)
+	defer cancel()
 	for what, end := range ends {
 		select {
 		case err := <-end:
 			assert.Error(t, err, what) //nolint:testifylint // all are reported
-		case <-ctx.Done():
+		case <-soon.Done():
 			t.Errorf("%s goes on", what)
 		}
+	}
+	if t.Failed() {
+		return
 	}
 	require.Eventually(t, func() bool { return g.impl.watching.Load() == 1 }, patience, time.Millisecond, "methods go on without a caller")
 	select {
