@@ -21,13 +21,15 @@ type Home struct {
 // homes begins the names of such directories.
 const homes = "raylink-run-"
 
+const lockFile = "lock"
+
 // NewHome makes a directory in the system's temporary one. The caller must Remove it.
 func NewHome() (*Home, error) {
 	left, _ := filepath.Glob(filepath.Join(os.TempDir(), homes+"*"))
 	for _, path := range left {
 		// One without a lock file is being made.
 		if f, err := lockHome(path, 0); err == nil {
-			_ = os.RemoveAll(path) // the next one tries again
+			_ = removeHome(path) // the next one tries again
 			_ = f.Close()
 		}
 	}
@@ -43,10 +45,28 @@ func NewHome() (*Home, error) {
 }
 
 // Remove removes the directory.
-func (h *Home) Remove() error { return errors.Join(os.RemoveAll(h.Path), h.lock.Close()) }
+func (h *Home) Remove() error { return errors.Join(removeHome(h.Path), h.lock.Close()) }
+
+// removeHome removes the lock file last: if this process is killed meanwhile, the next one
+// continues.
+func removeHome(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if entry.Name() != lockFile {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(path, entry.Name())))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
+}
 
 func lockHome(path string, flag int) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|flag, 0o600)
+	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|flag, 0o600)
 	if err != nil {
 		return nil, err
 	}

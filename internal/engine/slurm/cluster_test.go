@@ -228,7 +228,12 @@ func TestOnCluster(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) { test.run(t, c) })
 	}
 	t.Run("time limit", func(t *testing.T) { limited(t) })
-	// What a head that was killed has left on its node is removed by the next one.
+	// What a process that was killed has left on its node is removed by the next run there. Slurm
+	// kills tasks some time after it has ended their job.
+	require.Eventually(t, func() bool {
+		jobs, err := c.Command("squeue", "--noheader").Output()
+		return err == nil && len(jobs) == 0 && len(c.Processes("")) == 0
+	}, proctest.Patience, 50*time.Millisecond, "jobs or processes are left")
 	r := c.start(t, c.raylink, c.raylinkRun("--on local --join-timeout 1ns", "0", "0")[1:]...)
 	assert.Equal(t, 1, r.exit())
 	c.NothingIsLeft(t)
