@@ -65,7 +65,7 @@ TESTS = {
     "an expired certificate": lambda: refused("has expired: restart", STRANGERS["expired"], ca=STRANGERS["ca"]),
     "an expired certificate, by fingerprint": lambda: refused("has expired: restart", STRANGERS["expired"], STRANGERS["token"]),
     "no PEM": lambda: refused("has no certificate in PEM", WHERE["gateway"], ca=__file__),
-    "nobody": lambda: refused("no process answers", "127.0.0.1:1"),
+    "nothing": lambda: refused("no process answers", "127.0.0.1:1"),
 }
 
 

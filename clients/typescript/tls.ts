@@ -59,7 +59,7 @@ const tests: Record<string, () => Promise<void>> = {
   "an expired certificate": () => refused("has expired: restart", strangers.expired, strangers.ca),
   "an expired certificate, by fingerprint": () => refused("has expired: restart", strangers.expired, undefined, strangers.token),
   "no PEM": () => refused("has no certificate in PEM", where.gateway, argv[1]),
-  nobody: () => refused("no process answers", "127.0.0.1:1"),
+  nothing: () => refused("no process answers", "127.0.0.1:1"),
 };
 
 let failed = 0;

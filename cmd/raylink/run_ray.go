@@ -35,9 +35,9 @@ func chooseRay(f *runFlags) (*chosenEngine, error) {
 }
 
 // raySubmission is what a job runs: the same flags on the cluster.
-func raySubmission(f *runFlags, run *engine.Run, groups []engine.Group) ray.Submission {
+func raySubmission(f *runFlags, run *engine.Run) ray.Submission {
 	flags := []string{"--join-timeout", f.join.String(), "--restart-machines", strconv.Itoa(f.restarts)}
-	for _, g := range groups {
+	for _, g := range run.Groups {
 		flags = append(flags, "--group", g.Text())
 	}
 	for _, set := range []struct{ flag, value string }{{"--listen", f.listen}, {"--checkpoint", f.checkpoint}, {"--ray-strategy", f.ray.Strategy}} {
@@ -59,7 +59,7 @@ func (f *runFlags) submits(chosen *chosenEngine) bool {
 // submitToRay submits a run. Unless it is to be left behind, it follows the job, and stops it if
 // ctx ends.
 func (a *app) submitToRay(ctx context.Context, f *runFlags, run *engine.Run, command []string) error {
-	submission := raySubmission(f, run, run.Groups)
+	submission := raySubmission(f, run)
 	if f.dryRun {
 		return a.write(fmt.Sprintf("ray job submit --working-dir DIRECTORY -- %s\n", submission.Entrypoint("PYTHON")) + run.Plan())
 	}

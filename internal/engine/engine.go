@@ -8,6 +8,7 @@
 //	engine.go    what an engine is: [Engine], [Group], [Request]
 //	group.go     groups of machines as text
 //	run.go       the life of a run
+//	agent.go     an agent that is a child of this process
 //	process.go   the processes of a run, and how they end with it
 //	machines.go  which machines have joined Brain
 //	record.go    the records of runs, for `raylink runs`, `attach` and `stop`
@@ -61,14 +62,12 @@ type Group struct {
 const GroupLabel = "group"
 
 // AgentFlags returns the flags of `raylink agent` for the machine with a number in the group, from
-// 0. Resources that the engine itself gives to the machine can be added to them.
+// 0: its name and labels. What it has is the engine's to say, see [ResourceFlags].
 func (g Group) AgentFlags(number int) []string {
-	flags := []string{"--name", g.MachineName(number), "--label", GroupLabel + "=" + g.Name}
+	flags := make([]string, 0, 4+2*len(g.Labels))
+	flags = append(flags, "--name", g.MachineName(number), "--label", GroupLabel+"="+g.Name)
 	for _, label := range g.Labels.Texts() {
 		flags = append(flags, "--label", label)
-	}
-	if !g.Resources.IsZero() {
-		flags = append(flags, "--resources", g.Resources.String())
 	}
 	return flags
 }

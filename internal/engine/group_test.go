@@ -23,8 +23,8 @@ func TestParseGroup(t *testing.T) {
 	assert.Equal(t, machine.Labels{"zone": "a"}, defaults.Labels, "the defaults are not modified")
 	assert.Equal(t, []string{
 		"--name", "trainers-1", "--label", "group=trainers", "--label", "role=trainer", "--label", "zone=b",
-		"--resources", "cpu=2,gpu=8,licence=1,memory=16GiB",
 	}, g.AgentFlags(1))
+	assert.Equal(t, []string{"--resources", "cpu=2,gpu=8,licence=1,memory=16GiB"}, ResourceFlags(g.Resources))
 
 	g, err = ParseGroup("workers", Group{})
 	require.NoError(t, err)

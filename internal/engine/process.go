@@ -128,9 +128,6 @@ func (p *Process) exitCode() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// PID returns the process's id.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
-
 // Signal sends a signal to the process's group.
 func (p *Process) Signal(s syscall.Signal) {
 	select {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	"github.com/raylink/raylink/runtime/rundir"
 )
 
 // Run is one run of a program.
@@ -241,25 +243,16 @@ func (r *Run) startBrain(ctx context.Context) (*brainProcess, error) {
 	case <-late.C:
 		return fail(fmt.Errorf("it does not serve within %v", brainStart))
 	}
-	token, err := readToken(filepath.Join(data, "pki", "join.token"), s.TokenFile)
+	// Machines join a system with TLS by a token of its CA, and one on loopback by the only one.
+	token, err := rundir.ReadToken(filepath.Join(data, "pki", "join.token"))
+	if errors.Is(err, fs.ErrNotExist) {
+		token, err = rundir.ReadToken(s.TokenFile)
+	}
 	if err != nil {
 		return fail(err)
 	}
 	r.sayf("Brain serves at %s; waiting for %d machines", s.Address, Total(r.Groups))
 	return &brainProcess{process, s.Address, token}, nil
-}
-
-// readToken returns the first of the tokens that is there: the one by which machines join by TLS,
-// or that of a system on loopback.
-func readToken(files ...string) (string, error) {
-	var err error
-	for _, file := range files {
-		var text []byte
-		if text, err = os.ReadFile(file); err == nil {
-			return strings.TrimSpace(string(text)), nil
-		}
-	}
-	return "", fmt.Errorf("reading the token: %w", err)
 }
 
 // arrivals says which machines have joined and left.

@@ -31,5 +31,13 @@ func ofEngine() []Mutant {
 			Edit: Edit{File: "internal/engine/record.go", Func: "Follow", Original: "if from != nil { if", Mutated: "if from != nil && !over { if"},
 			Test: "TestFollowCopiesWhatWasWrittenBeforeTheEnd",
 		},
+		{
+			Name: "engine/sweeps-make-removed-directories",
+			Edit: Edit{
+				File: "runtime/rundir/host.go", Func: "SweepHosts",
+				Original: "if errors.Is(err, fs.ErrNotExist) {", Mutated: "if err != nil && false {",
+			},
+			Test: "TestSweepHostsMakesNoDirectory",
+		},
 	}
 }

@@ -1,6 +1,7 @@
 package rundir
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -208,9 +209,18 @@ func (h *Host) Close() error {
 }
 
 // SweepHosts removes the directories of dead hosts from runtimeDir; empty means [RuntimeDir]. It
-// continues after errors, and returns all of them.
+// continues after errors, and returns all of them. A directory that is not there stays so: a run
+// may have removed it, of which this process is the last.
 func SweepHosts(runtimeDir string) error {
-	dir, err := openRuntimeDir(runtimeDir)
+	dir := cmp.Or(runtimeDir, RuntimeDir())
+	_, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = checkParent(filepath.Dir(dir)); err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	} else {
+		dir, err = openRuntimeDir(runtimeDir)
+	}
 	if err != nil {
 		return fmt.Errorf("rundir: sweeping up after dead hosts: %w", err)
 	}

@@ -270,3 +270,10 @@ func TestHiddenHostIsSparedForAMinute(t *testing.T) {
 	require.NoError(t, SweepHosts(base))
 	require.NoDirExists(t, hidden)
 }
+
+// TestSweepHostsMakesNoDirectory sweeps where a run has removed its runtime directory.
+func TestSweepHostsMakesNoDirectory(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "run", "s")
+	require.NoError(t, SweepHosts(base))
+	assert.NoDirExists(t, filepath.Dir(base))
+}

@@ -180,9 +180,5 @@ func operate(ctx context.Context, record *engine.Record, operation wire.Operatio
 	if err != nil {
 		return nil, err
 	}
-	result, err := Call(ctx, program, &request, out, io.Discard)
-	if err == nil && operation == wire.State && result.Error != "" && !result.Gone && !result.Running {
-		return result, nil
-	}
-	return result, err
+	return Call(ctx, program, &request, out, io.Discard)
 }

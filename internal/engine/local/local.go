@@ -9,13 +9,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/machine"
-	"github.com/raylink/raylink/runtime/rundir"
 )
 
 // Engine starts agents on this machine.
@@ -45,14 +45,20 @@ func (Engine) Start(ctx context.Context, request engine.Request, report func(eng
 	for _, g := range request.Groups {
 		for i := range g.Machines {
 			name := g.MachineName(i)
-			process, err := e.start(name, g.AgentFlags(i))
+			flags := agentFlags(g, i)
+			process, err := e.start(name, flags)
 			if err != nil {
 				return nil, errors.Join(err, e.stop(ctx))
 			}
-			e.watchers.Go(func() { e.watch(process, name, g.AgentFlags(i)) })
+			e.watchers.Go(func() { e.watch(process, name, flags) })
 		}
 	}
 	return e.stop, nil
+}
+
+// agentFlags are the flags of an agent. That it listens on loopback is no mistake here.
+func agentFlags(g engine.Group, number int) []string {
+	return slices.Concat([]string{"--listen", "127.0.0.1:0"}, g.AgentFlags(number), engine.ResourceFlags(g.Resources))
 }
 
 // Plan implements [engine.Planner].
@@ -60,7 +66,7 @@ func (Engine) Plan(request engine.Request) string {
 	var b strings.Builder
 	for _, g := range request.Groups {
 		for i := range g.Machines {
-			fmt.Fprintf(&b, "raylink agent --attached --brain %s --listen 127.0.0.1:0 %s\n", request.Brain, strings.Join(g.AgentFlags(i), " "))
+			fmt.Fprintf(&b, "raylink agent --attached --brain %s %s\n", request.Brain, strings.Join(agentFlags(g, i), " "))
 		}
 	}
 	return b.String()
@@ -90,34 +96,19 @@ func (a *agents) start(name string, flags []string) (*engine.Process, error) {
 		return nil, errStopped
 	}
 	a.started++
-	identity := name + "-" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(a.started)
-	directory := filepath.Join(a.request.Directory, identity)
-	// A socket's path has at most 107 bytes, so that the directory of sockets is a short one.
-	sockets, err := os.MkdirTemp("", "raylink-")
+	number := strconv.Itoa(a.started)
+	agent := &engine.Agent{
+		Raylink: a.request.Raylink, Brain: a.request.Brain, Token: a.request.Token, Name: name, Flags: flags,
+		Identity:  name + "-" + strconv.Itoa(os.Getpid()) + "-" + number,
+		Directory: filepath.Join(a.request.Directory, number),
+		Output:    func(line string) { _, _ = fmt.Fprintln(a.request.Output, line) }, // a terminal that is gone loses lines
+	}
+	process, err := agent.Start()
 	if err != nil {
 		return nil, fmt.Errorf("local: %w", err)
 	}
-	env := []string{rundir.MachineEnv + "=" + identity, rundir.DataEnv + "=" + directory, rundir.RuntimeEnv + "=" + sockets}
-	args := append([]string{"agent", "--attached", "-o", "json", "--brain", a.request.Brain, "--listen", "127.0.0.1:0"}, flags...)
-	process, err := engine.StartAttached(a.request.Token, env, a.output(name), a.request.Raylink, args...)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("local: starting the agent %s: %w", name, err), os.RemoveAll(sockets))
-	}
 	a.running = append(a.running, process)
-	a.watchers.Go(func() {
-		<-process.Done()
-		_ = os.RemoveAll(sockets) // of an agent that was killed
-	})
 	return process, nil
-}
-
-// output returns where an agent's lines go. The one that it has joined is Brain's to report.
-func (a *agents) output(name string) func(line string) {
-	return func(line string) {
-		if line != "" && line[0] != '{' {
-			_, _ = fmt.Fprintf(a.request.Output, "%s: %s\n", name, line) // a terminal that is gone loses lines
-		}
-	}
 }
 
 // watch reports the end of an agent, and starts another as long as there are restarts.

@@ -71,9 +71,9 @@ func bundles(groups []engine.Group) []map[string]float64 {
 func startRequestOf(request engine.Request) startRequest {
 	s := startRequest{Brain: request.Brain, Token: request.Token, Raylink: request.Raylink, Restarts: request.Restarts}
 	for _, g := range request.Groups {
-		g.Resources = resources(g)
+		has := engine.ResourceFlags(resources(g))
 		for i := range g.Machines {
-			s.Machines = append(s.Machines, requestMachine{Name: g.MachineName(i), Flags: g.AgentFlags(i)})
+			s.Machines = append(s.Machines, requestMachine{Name: g.MachineName(i), Flags: append(g.AgentFlags(i), has...)})
 		}
 	}
 	return s

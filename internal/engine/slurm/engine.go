@@ -162,21 +162,8 @@ func (e *Engine) startAgent(number int) {
 	}
 	e.mu.Unlock()
 	if begun {
-		// The group's resources are a part of its flags; here those of Slurm are what they replace.
-		start.Flags = withoutResources(start.Flags)
 		e.meeting.tell(number, message{Start: &start})
 	}
-}
-
-// withoutResources returns the flags of an agent without that of its resources.
-func withoutResources(flags []string) []string {
-	var rest []string
-	for i := 0; i+1 < len(flags); i += 2 {
-		if flags[i] != "--resources" {
-			rest = append(rest, flags[i], flags[i+1])
-		}
-	}
-	return rest
 }
 
 // launch starts a step of agents in the allocation: one task on each node, or one on a node.

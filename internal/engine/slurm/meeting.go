@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/raylink/raylink/internal/backoff"
 )
 
 // place is what the file of a meeting says: where the head is, how it proves that it is the one,
@@ -180,16 +182,18 @@ func fingerprint(der []byte) string {
 }
 
 func (m *meeting) accept() {
+	retry := backoff.Backoff{First: 10 * time.Millisecond, Max: time.Second}
 	for {
 		conn, err := m.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			// Files or memory are used up at this moment.
-			time.Sleep(acceptPause) //nolint:forbidigo // there is no notice of their return
+			// Files or memory are used up at this moment; Accept says when the meeting is over.
+			_ = retry.Wait(context.Background())
 			continue
 		}
+		retry.Reset()
 		select {
 		case m.unknown <- struct{}{}:
 			m.serving.Go(func() { m.serve(conn) })
@@ -198,8 +202,6 @@ func (m *meeting) accept() {
 		}
 	}
 }
-
-const acceptPause = 100 * time.Millisecond
 
 // serve reads what a task says until its connection ends.
 func (m *meeting) serve(conn net.Conn) {
@@ -283,7 +285,7 @@ func (m *meeting) tell(number int, msg message) {
 // expected, or ctx ends. It returns once all have gone.
 func (m *meeting) release(ctx context.Context, gone func() bool) {
 	told := make(map[*member]bool)
-	tick := time.NewTicker(acceptPause) // gone can come true as time passes
+	tick := time.NewTicker(100 * time.Millisecond) // gone can come true as time passes
 	defer tick.Stop()
 	for {
 		m.mu.Lock()

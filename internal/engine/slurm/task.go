@@ -17,7 +17,6 @@ import (
 	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/machine"
-	"github.com/raylink/raylink/runtime/rundir"
 )
 
 // Task is the task of an agent: it finds the head, and runs `raylink agent --attached` as the head
@@ -48,6 +47,12 @@ func (t *Task) Run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost
+	home, err := engine.NewHome()
+	if err != nil {
+		return errors.Join(err, send(conn, message{Ended: err.Error()}))
+	}
+	defer func() { _ = home.Remove() }() // the next task tries again
+	// The agent has ended before its files are removed.
 	var agent *engine.Process
 	defer func() {
 		if agent != nil {
@@ -55,11 +60,6 @@ func (t *Task) Run(ctx context.Context) error {
 			<-agent.Done()
 		}
 	}()
-	home, err := newHome()
-	if err != nil {
-		return errors.Join(err, send(conn, message{Ended: err.Error()}))
-	}
-	defer func() { _ = home.Remove() }() // the next task tries again
 	for msg := first; ; {
 		switch {
 		case msg.Stop:
@@ -175,32 +175,9 @@ func (t *Task) start(s *agentStart, home *engine.Home) (*engine.Process, error) 
 	}
 	resources := t.Env.Resources()
 	maps.Copy(resources, replaced)
-	args := append([]string{"agent", "--attached", "-o", "json", "--brain", s.Brain, "--resources", resources.String()}, s.Flags...)
-	env := []string{rundir.MachineEnv + "=" + t.Env.Identity(true), rundir.DataEnv + "=" + dataOf(home), rundir.RuntimeEnv + "=" + socketsOf(home)}
-	output := func(line string) {
-		if line != "" && line[0] != '{' { // that it has joined is Brain's to report
-			t.Output(s.Name + ": " + line)
-		}
+	agent := &engine.Agent{
+		Raylink: t.Raylink, Brain: s.Brain, Token: s.Token, Name: s.Name, Flags: append(s.Flags, engine.ResourceFlags(resources)...),
+		Identity: t.Env.Identity(true), Directory: home.Path, Output: t.Output,
 	}
-	process, err := engine.StartAttached(s.Token, env, output, t.Raylink, args...)
-	if err != nil {
-		return nil, fmt.Errorf("starting the agent: %w", err)
-	}
-	return process, nil
+	return agent.Start()
 }
-
-// newHome makes the directory of an agent's files on its node: mapped files and sockets must not be
-// on a file system that nodes share.
-func newHome() (*engine.Home, error) {
-	home, err := engine.NewHome()
-	if err != nil {
-		return nil, fmt.Errorf("slurm: %w", err)
-	}
-	if err := errors.Join(os.Mkdir(dataOf(home), 0o700), os.Mkdir(socketsOf(home), 0o700)); err != nil {
-		return nil, errors.Join(fmt.Errorf("slurm: %w", err), home.Remove())
-	}
-	return home, nil
-}
-
-func dataOf(h *engine.Home) string    { return filepath.Join(h.Path, "data") }
-func socketsOf(h *engine.Home) string { return filepath.Join(h.Path, "s") }
