@@ -261,7 +261,7 @@ func (c *cluster) testRefusals(t *testing.T) {
 
 func (c *cluster) testHeadKilled(t *testing.T) {
 	run := c.run(t, "--machines", "2", "--", "sh", "-c", "echo begun; exec sleep 600")
-	run.has(t, "\nup\n")
+	run.has(t, "\nbegun\n")
 	for _, line := range c.processes() {
 		assert.NotContains(t, line, "rl1.", "a secret is no argument")
 	}
@@ -307,7 +307,7 @@ func (c *cluster) testJob(t *testing.T) {
 
 	id = submit("trap 'echo in order; exit 5' TERM; echo begun; while :; do sleep 0.1; done")
 	attached = raylink("attach", id)
-	attached.has(t, "\nup\n")
+	attached.has(t, "\nbegun\n")
 	runs := raylink("runs")
 	require.Equal(t, 0, runs.exit(t))
 	assert.Regexp(t, id+` +ray +running`, runs.printed())
@@ -320,7 +320,7 @@ func (c *cluster) testJob(t *testing.T) {
 
 func (c *cluster) testNodeLost(t *testing.T) {
 	run := c.run(t, "--machines", "3", "--restart-machines", "1", "--", "sh", "-c", "echo begun; exec sleep 600")
-	run.has(t, "\nup\n")
+	run.has(t, "\nbegun\n")
 	c.do("kill 0")
 	run.has(t, "it is asked for again")
 	assert.Regexp(t, `the machine machines-\d is lost: Ray: .*node`, run.printed())
@@ -331,7 +331,7 @@ func (c *cluster) testNodeLost(t *testing.T) {
 	assert.Equal(t, 2, strings.Count(run.printed(), "raylink run: the machine "))
 	c.do("add")
 	run = c.run(t, "--machines", "3", "--", "sh", "-c", "trap 'exit 5' TERM; echo begun; while :; do sleep 0.1; done")
-	run.has(t, "\nup\n")
+	run.has(t, "\nbegun\n")
 	require.NoError(t, run.Process.Signal(syscall.SIGINT))
 	assert.Equal(t, 5, run.exit(t), "it is stopped in order")
 	c.nothingIsLeft(t)

@@ -1,4 +1,4 @@
-"""Connects Connect clients to a RayLink system: copy this file into your program.
+"""Connects Connect clients to a RayLink system: install this package, or copy its folder.
 
     system = raylink.System()          # RAYLINK_BRAIN, RAYLINK_TOKEN, RAYLINK_CA
     counter = CounterClient(system.url("counter-0"), http_client=system.client())
@@ -13,8 +13,6 @@ import hashlib
 import os
 import socket
 import ssl
-
-from pyqwest import Client, HTTPTransport, HTTPVersion
 
 # The maximum duration of a handshake in seconds.
 TIMEOUT = 10
@@ -42,8 +40,11 @@ class System:
         """The URL of a node, by its path, alias or nid: through Brain, or at its host's address."""
         return f"{'https' if self.uses_tls else 'http'}://{address or self.brain}/{node}"
 
-    def client(self, http_version: HTTPVersion | None = None):
+    def client(self, http_version=None):
         """The HTTP client for the clients of nodes. It verifies Brain, or raises Refused."""
+        # What needs none, such as raylink.ray, does not depend on it.
+        from pyqwest import Client, HTTPTransport
+
         ca = self.verify() if self.uses_tls else None
         return Client(HTTPTransport(tls_ca_cert=ca, http_version=http_version, enable_cookie_store=False))
 
