@@ -233,9 +233,6 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	if err := h.join(ctx, parts.Brain != nil); err != nil {
 		return nil, err
 	}
-	if h.machines != nil {
-		h.goBackground(h.foresee)
-	}
 	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.listener.Advertised()), slog.Int("pid", os.Getpid()),
 		slog.String("brain", options.Brain))
 	return h, nil

@@ -18,7 +18,6 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/encoding/protojson"
 
-	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	"github.com/raylink/raylink/gen/raylink/machine/v1/machinev1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
@@ -303,21 +302,6 @@ func devicesEnv(has []string, allocated []uint32) ([]string, error) {
 		devices[i] = has[number]
 	}
 	return []string{machine.VisibleDevices + "=" + strings.Join(devices, ",")}, nil
-}
-
-// foresee finds out this program's identity if it may soon be launched on another machine: that
-// takes a reading of the whole file.
-func (h *Host) foresee(ctx context.Context) {
-	res, err := h.brain.ListMachines(ctx, &brainv1.ListMachinesRequest{})
-	if err != nil {
-		return // then it is found out when it is needed
-	}
-	for _, use := range res.GetMachines() {
-		if use.GetMachine().GetId() != h.machine {
-			_, _ = ownProgram() // its error is that of the launch
-			return
-		}
-	}
 }
 
 // ownProgram is this process's executable, open as long as the process lives.
