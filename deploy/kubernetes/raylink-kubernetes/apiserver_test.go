@@ -128,7 +128,7 @@ func (f *apiServer) made(method, part string) bool {
 }
 
 func status(w http.ResponseWriter, code int, message string) {
-	reasons := map[int]metav1.StatusReason{403: metav1.StatusReasonForbidden, 404: metav1.StatusReasonNotFound, 409: metav1.StatusReasonConflict}
+	reasons := map[int]metav1.StatusReason{403: metav1.StatusReasonForbidden, 404: metav1.StatusReasonNotFound, 409: metav1.StatusReasonConflict, 422: metav1.StatusReasonInvalid}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(metav1.Status{
@@ -164,6 +164,8 @@ func (f *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.patch(w, r, dryRun)
 	case r.Method == http.MethodDelete:
 		f.delete(w, r)
+	case r.URL.Query().Get("sendInitialEvents") != "": // as a server without the feature WatchList does
+		status(w, http.StatusUnprocessableEntity, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
 	case r.URL.Query().Get("watch") != "":
 		f.watch(w, r)
 	default:

@@ -14,8 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-var errWatchEnded = errors.New("the API server has ended the watch")
-
 // copyLog copies the log of the program to w until it ends. When the connection is lost, it goes on
 // after the last line, by the times of the lines.
 func (c *cluster) copyLog(ctx context.Context, pod string, isOver func() bool, w io.Writer) error {

@@ -1,20 +1,21 @@
 package main
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
 )
 
 // observer says what becomes of the pods of a run, and finds its end.
@@ -124,7 +125,7 @@ func (o *observer) agent(pod *corev1.Pod) {
 		o.restarts--
 		text := fmt.Sprintf("the machine %s is lost: %s", machine, cause(pod))
 		if o.restarts < 0 {
-			o.end(0, fmt.Errorf("%s", text))
+			o.end(0, errors.New(text))
 			return
 		}
 		o.say(text + "; it is asked for again")
@@ -177,7 +178,7 @@ func (o *observer) waits(pod *corev1.Pod, what string) {
 		text := fmt.Sprintf("%s waits: %s", what, words(w.Reason, w.Message))
 		switch w.Reason {
 		case "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerError":
-			o.end(0, fmt.Errorf("%s", text))
+			o.end(0, errors.New(text))
 		default:
 			o.sayOnce(pod.Name, text)
 		}
@@ -204,7 +205,7 @@ func cause(pod *corev1.Pod) string {
 }
 
 func words(reason, message string) string {
-	return strings.TrimSpace(strings.Trim(cmp.Or(reason)+": "+message, ": \n"))
+	return strings.TrimSpace(strings.Trim(reason+": "+message, ": \n"))
 }
 
 // event is called with warnings of the namespace.
@@ -218,7 +219,7 @@ func (o *observer) event(e *corev1.Event) {
 	defer o.mu.Unlock()
 	text := fmt.Sprintf("%s waits: %s", name, words(e.Reason, e.Message))
 	if isHopeless(e.Message) {
-		o.end(0, fmt.Errorf("%s", text))
+		o.end(0, errors.New(text))
 		return
 	}
 	o.sayOnce(name, text)
@@ -254,88 +255,55 @@ func amounts(text string) map[string]resource.Quantity {
 	return all
 }
 
-// observe follows pods and events until ctx ends. Connections that are lost are made again.
+// observe follows pods and events until ctx ends.
 func (c *cluster) observe(ctx context.Context, o *observer) {
+	pods, events := c.client.CoreV1().Pods(c.namespace), c.client.CoreV1().Events(c.namespace)
 	var both sync.WaitGroup
 	both.Go(func() {
-		options := metav1.ListOptions{LabelSelector: runLabel + "=" + o.plan.target.ID}
-		follow(ctx, func() (string, error) {
-			pods, err := c.client.CoreV1().Pods(c.namespace).List(ctx, options)
-			if err != nil {
-				return "", err
-			}
-			for i := range pods.Items {
-				o.pod(&pods.Items[i])
-			}
-			return pods.ResourceVersion, nil
-		}, func(version string) (watch.Interface, error) {
-			from := options
-			from.ResourceVersion = version
-			return c.client.CoreV1().Pods(c.namespace).Watch(ctx, from)
-		}, func(e watch.Event) {
-			if pod, ok := e.Object.(*corev1.Pod); ok && e.Type == watch.Deleted {
-				o.gone(pod)
-			} else if ok {
-				o.pod(pod)
-			}
-		})
+		follow(ctx, pods.List, pods.Watch, metav1.ListOptions{LabelSelector: runLabel + "=" + o.plan.target.ID}, o.pod, o.gone)
 	})
 	both.Go(func() {
-		options := metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning}
-		follow(ctx, func() (string, error) {
-			events, err := c.client.CoreV1().Events(c.namespace).List(ctx, options)
-			if err != nil {
-				return "", err
-			}
-			for i := range events.Items {
-				o.event(&events.Items[i])
-			}
-			return events.ResourceVersion, nil
-		}, func(version string) (watch.Interface, error) {
-			from := options
-			from.ResourceVersion = version
-			return c.client.CoreV1().Events(c.namespace).Watch(ctx, from)
-		}, func(e watch.Event) {
-			if event, ok := e.Object.(*corev1.Event); ok {
-				o.event(event)
-			}
-		})
+		follow(ctx, events.List, events.Watch, metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning}, o.event, func(*corev1.Event) {})
 	})
 	both.Wait()
 }
 
-// retry is the pause before a connection to the API server is made again.
-const retry = time.Second
-
-// follow lists objects, and watches them from there, again and again.
-func follow(ctx context.Context, list func() (string, error), open func(version string) (watch.Interface, error), changed func(watch.Event)) {
-	for ctx.Err() == nil {
-		version, err := list()
-		for err == nil && ctx.Err() == nil {
-			var w watch.Interface
-			if w, err = open(version); err == nil {
-				err = drain(ctx, w, changed)
-			}
-		}
-		select {
-		case <-time.After(retry):
-		case <-ctx.Done():
-		}
+// follow calls changed and deleted with each state of the objects that are selected, until ctx ends.
+func follow[L, T runtime.Object](
+	ctx context.Context, list func(context.Context, metav1.ListOptions) (L, error), open func(context.Context, metav1.ListOptions) (watch.Interface, error),
+	selected metav1.ListOptions, changed, deleted func(T),
+) {
+	options := func(asked metav1.ListOptions) metav1.ListOptions {
+		asked.LabelSelector, asked.FieldSelector = selected.LabelSelector, selected.FieldSelector
+		return asked
 	}
+	var kind T
+	_, controller := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, asked metav1.ListOptions) (runtime.Object, error) {
+				return list(ctx, options(asked))
+			},
+			WatchFuncWithContext: func(ctx context.Context, asked metav1.ListOptions) (watch.Interface, error) {
+				return open(ctx, options(asked))
+			},
+		},
+		ObjectType: kind,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(object any) { passOn(object, changed) },
+			UpdateFunc: func(_, object any) { passOn(object, changed) },
+			DeleteFunc: func(object any) {
+				if last, ok := object.(cache.DeletedFinalStateUnknown); ok { // it was deleted while nothing was watched
+					object = last.Obj
+				}
+				passOn(object, deleted)
+			},
+		},
+	})
+	controller.RunWithContext(ctx)
 }
 
-// drain passes on events until the server ends the watch, when the objects have to be listed again.
-func drain(ctx context.Context, w watch.Interface, changed func(watch.Event)) error {
-	defer w.Stop()
-	for {
-		select {
-		case e, ok := <-w.ResultChan():
-			if !ok || e.Type == watch.Error {
-				return errWatchEnded
-			}
-			changed(e)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+func passOn[T any](object any, to func(T)) {
+	if typed, ok := object.(T); ok {
+		to(typed)
 	}
 }
