@@ -2,7 +2,7 @@ package machinetest
 
 import (
 	"net/netip"
-	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -27,6 +27,19 @@ func address(t *testing.T, n node) netip.AddrPort {
 	a, err := netip.ParseAddrPort(n.Address)
 	require.NoError(t, err)
 	return a
+}
+
+// awaitAgent waits until an agent serves, and returns its node.
+func (s *system) awaitAgent(path string) (agent node) {
+	s.t.Helper()
+	s.Eventually(proctest.Patience, order{Do: "children"}, func(a answer) bool {
+		i := slices.IndexFunc(a.Nodes, func(n node) bool { return n.Path == path && n.Address != "" })
+		if i >= 0 {
+			agent = a.Nodes[i]
+		}
+		return i >= 0
+	}, "the agent has no address")
+	return agent
 }
 
 // startAgentWith starts an agent with further variables.
@@ -55,12 +68,7 @@ func TestPortRange(t *testing.T) {
 		assert.Empty(t, ports[at.Port()], "two processes have one port")
 		ports[at.Port()] = n.Path
 	}
-	for _, n := range s.Must(order{Do: "children"}).Nodes {
-		if match, _ := filepath.Match("machine-*", n.Path); match {
-			check(n)
-		}
-	}
-	require.Len(t, ports, 1)
+	check(s.awaitAgent("machine-0"))
 	// The officer of the parameter server has one, too.
 	for range 4 {
 		a := s.Do(order{Do: "create", On: m.Name})
@@ -89,12 +97,5 @@ func TestAdvertisedAddress(t *testing.T) {
 	a := s.Must(order{Do: "create", On: m.Name})
 	assert.Equal(t, other, address(t, a.Nodes[0]).Addr())
 	assert.Equal(t, int64(1), s.Must(order{Do: "add", Path: a.Nodes[0].Path}).Sum)
-	s.Eventually(proctest.Patience, order{Do: "children"}, func(a answer) bool {
-		for _, n := range a.Nodes {
-			if n.Path == "machine-0" {
-				return address(t, n).Addr() == other
-			}
-		}
-		return false
-	}, "the agent has another address")
+	assert.Equal(t, other, address(t, s.awaitAgent("machine-0")).Addr())
 }

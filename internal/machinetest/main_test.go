@@ -374,10 +374,9 @@ func create(ctx context.Context, rt *raylink.Runtime, o order) (a answer, err er
 	config := &contractv1.ProbeConfig{Print: o.Print, Fail: o.Fail, Exit: o.Exit, Wait: durationpb.New(o.Wait), Children: o.Children}
 	probes, err := contractv1raylink.CreateProbeN(ctx, parent, max(1, o.N), config, options...)
 	for _, p := range probes {
-		if _, rerr := p.Add(ctx, &contractv1.AddRequest{}); rerr != nil {
-			return a, rerr
-		}
-		a.Nodes = append(a.Nodes, described(p.Ref().Record()))
+		a.Nodes = append(a.Nodes, described(p.Ref().Record())) // they exist, whatever becomes of the call
+		_, called := p.Add(ctx, &contractv1.AddRequest{})
+		err = errors.Join(err, called)
 	}
 	return a, err
 }

@@ -157,8 +157,8 @@ func TestReadingCallerMeetsDeadlineOnSlowLink(t *testing.T) {
 		for how, slow := range map[string]func(*memnet.Link){
 			"stalled": func(*memnet.Link) {},
 			"slow": func(l *memnet.Link) {
+				l.Rate(3) // before the rest can arrive
 				l.Resume()
-				l.Rate(3)
 			},
 		} {
 			t.Run(what+" it "+how, func(t *testing.T) {

@@ -139,43 +139,76 @@ func frames(direction string, b []byte) []string {
 	return lines
 }
 
-// wiretap forwards the bytes of both directions and records them in order.
+// wiretap is the network between two sides: it forwards what they send, and records it in order.
 type wiretap struct {
 	mu    sync.Mutex
 	lines []string
-	// pending is what one side has sent since the last bytes in the other direction.
-	pending   []byte
-	direction string
+	ways  []*way
 }
 
-func (w *wiretap) flush() {
-	if len(w.pending) > 0 {
-		w.lines = append(w.lines, frames(w.direction, w.pending)...)
-	}
-	w.pending = nil
+// way is one direction of a wiretap.
+type way struct {
+	mark     string
+	to       io.WriteCloser
+	sent     []byte
+	hasEnded bool
 }
 
-func (w *wiretap) note(direction string, b []byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if direction != w.direction {
-		w.flush()
-		w.direction = direction
+// connect forwards one direction from now on, by settle.
+func (w *wiretap) connect(mark string, from io.Reader, to io.WriteCloser) {
+	d := &way{mark: mark, to: to}
+	w.ways = append(w.ways, d)
+	go func() {
+		buf := make([]byte, 1<<20)
+		for {
+			n, err := from.Read(buf)
+			w.mu.Lock()
+			d.sent = append(d.sent, buf[:n]...)
+			d.hasEnded = err != nil
+			w.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// settle forwards until neither side sends more. What a side sends before it waits is forwarded as
+// one: how many writes that takes, and how these meet the other side's, is not in the protocol.
+func (w *wiretap) settle() {
+	for {
+		synctest.Wait()
+		w.mu.Lock()
+		i := slices.IndexFunc(w.ways, func(d *way) bool { return len(d.sent) > 0 || d.hasEnded })
+		if i < 0 {
+			w.mu.Unlock()
+			return
+		}
+		d := w.ways[i]
+		run := d.sent
+		if d.sent = nil; len(run) > 0 {
+			w.lines = append(w.lines, frames(d.mark, run)...)
+		} else {
+			w.ways = slices.Delete(w.ways, i, i+1)
+		}
+		w.mu.Unlock()
+		if len(run) == 0 {
+			_ = d.to.Close()
+		} else if _, err := d.to.Write(run); err != nil {
+			_ = d.to.Close()
+		}
 	}
-	w.pending = append(w.pending, b...)
 }
 
 func (w *wiretap) result(line string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.flush()
 	w.lines = append(w.lines, "= "+line)
 }
 
 func (w *wiretap) take() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.flush()
 	lines := w.lines
 	w.lines = nil
 	// The order of results and frames depends on the scheduler, so results are sorted last.
@@ -189,25 +222,6 @@ func (w *wiretap) take() []string {
 		return isResult(a) - isResult(b)
 	})
 	return lines
-}
-
-// pass forwards one direction until it ends. Each write is forwarded before the next is read, which
-// preserves the order.
-func (w *wiretap) pass(direction string, from io.Reader, to io.WriteCloser) {
-	buf := make([]byte, 1<<20)
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			w.note(direction, buf[:n])
-			if _, err := to.Write(buf[:n]); err != nil {
-				return
-			}
-		}
-		if err != nil {
-			_ = to.Close()
-			return
-		}
-	}
 }
 
 // scripted is the handler of the calls in transcripts.
@@ -295,7 +309,10 @@ func (s *stage) command(line string) {
 	case "wait":
 		d, err := time.ParseDuration(words[1])
 		require.NoError(s.t, err)
-		<-time.After(d)
+		for ; d > 0; d -= time.Second {
+			<-time.After(min(d, time.Second))
+			s.tap.settle()
+		}
 		return
 	case "reply", "shutdown-server":
 		if s.server == nil {
@@ -393,23 +410,23 @@ func (s *transcript) both(t *testing.T) [][]string {
 	st := newStage(t.Context(), t)
 	near, proxyNear := memnet.Pipe()
 	proxyFar, far := memnet.Pipe()
-	go st.tap.pass(">", proxyNear, proxyFar)
-	go st.tap.pass("<", proxyFar, proxyNear)
+	st.tap.connect(">", proxyNear, proxyFar)
+	st.tap.connect("<", proxyFar, proxyNear)
 	var got [][]string
 	for _, b := range s.blocks {
 		for _, c := range b.commands {
 			if c == "dial" {
 				go st.accept(far)
-				st.dial(near)
+				go st.dial(near)
 			} else {
 				st.command(c)
 			}
-			synctest.Wait()
+			st.tap.settle()
 		}
 		got = append(got, st.tap.take())
 	}
 	st.end()
-	synctest.Wait()
+	st.tap.settle()
 	return got
 }
 
