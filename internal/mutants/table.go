@@ -553,6 +553,16 @@ func ofTunnel() []Mutant {
 			Prints: `is not less than or equal to`,
 		},
 		{
+			Name: "tunnel/calls-that-cross-a-goaway-fail-otherwise",
+			Edit: Edit{
+				File:     "runtime/tunnel/read.go",
+				Original: "flags&replyNotRun != 0 && c.crossedGoAway(r.err)",
+				Mutated:  "false",
+			},
+			Test:   "TestCallsInFlightAtShutdownAreRefusedAsNotRun",
+			Prints: `Target error should be in err chain`,
+		},
+		{
 			Name: "tunnel/wrapped-refusal-counts-as-not-run",
 			Edit: Edit{
 				File:     "runtime/tunnel/incoming.go",

@@ -491,6 +491,9 @@ func (l *readLoop) onReply(h frameHeader, body []byte) error {
 		}
 		return violation("REPLY for call %d, which is not open", h.id())
 	}
+	if flags&replyNotRun != 0 && c.crossedGoAway(r.err) {
+		r.err = c.refusalError()
+	}
 	if s.stream != nil {
 		stream := s.stream
 		c.out.close(&stream.queue, errCallOver)

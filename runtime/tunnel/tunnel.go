@@ -406,6 +406,15 @@ func (c *Conn) refusalError() error {
 	return nil
 }
 
+// crossedGoAway reports whether the peer refused a call because it was shutting down. What the
+// caller gets then is the error of a call that begins after the GOAWAY: the connection is lost to
+// both, and neither has run. A refusal with details comes from the peer's handler. The caller must
+// hold c.mu.
+func (c *Conn) crossedGoAway(failure error) bool {
+	e, ok := errors.AsType[*connect.Error](failure)
+	return ok && c.peerDrained && c.draining != nil && e.Code() == connect.CodeUnavailable && len(e.Details()) == 0
+}
+
 var _ connect.Transport = (*transport)(nil)
 
 // Shutdown ends the connection gracefully. No new calls begin on either side; open calls may finish
