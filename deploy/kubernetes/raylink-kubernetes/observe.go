@@ -268,7 +268,7 @@ func (c *cluster) observe(ctx context.Context, o *observer) {
 	both.Wait()
 }
 
-// follow calls changed and deleted with each state of the objects that are selected, until ctx ends.
+// follow calls changed and deleted with each state of the selected objects, until ctx ends.
 func follow[L, T runtime.Object](
 	ctx context.Context, list func(context.Context, metav1.ListOptions) (L, error), open func(context.Context, metav1.ListOptions) (watch.Interface, error),
 	selected metav1.ListOptions, changed, deleted func(T),
