@@ -118,7 +118,9 @@ func create(ctx context.Context, rt *raylink.Runtime, j job) (outcome, error) {
 	case machineCreate, machineProgram:
 		options = append(options, runtime.On(agentMachine(0)))
 	case machineGang:
-		options = append(options, runtime.Requires(runtime.Resources{}, runtime.Labels{agentLabel: "agent"}), runtime.Spread())
+		options = []runtime.CreateOption{
+			runtime.AgentProcess(), runtime.Requires(runtime.Resources{}, runtime.Labels{agentLabel: "agent"}), runtime.Spread(),
+		}
 	}
 	n := max(1, j.Inflight)
 	h := new(histogram)

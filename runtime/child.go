@@ -83,6 +83,9 @@ func onFreePort(address string) string {
 // its launcher died or its process received SIGTERM.
 const setupEndLimit = 5 * time.Second
 
+// errLauncherGaveUp is why a set-up ends whose launcher no longer waits for it.
+var errLauncherGaveUp = errors.New("the parent gave up waiting")
+
 // serveChild is [hostapi.Functions].ServeChild.
 func serveChild(child *launch.Child, options Options) error {
 	if err := child.Hello(launch.Build()); err != nil {
@@ -283,7 +286,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 	go func() {
 		select {
 		case <-child.Stop():
-			cancel(errors.New("the parent gave up waiting"))
+			cancel(errLauncherGaveUp)
 		case <-child.Orphaned():
 			cancel(errors.New("the parent died"))
 		case <-c.terminated:

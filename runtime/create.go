@@ -190,15 +190,14 @@ func (h *Host) createOf(
 	}
 	rctx, cancel := c.bound(ctx)
 	defer cancel()
-	ownProcess := !h.options.InProcess
-	switch req.GetPlacement() {
-	case nodev1.Placement_PLACEMENT_OWN_PROCESS:
-		ownProcess = true
-	case nodev1.Placement_PLACEMENT_PARENT_PROCESS, nodev1.Placement_PLACEMENT_HERE:
-		ownProcess = false
-	case nodev1.Placement_PLACEMENT_UNSPECIFIED:
+	placement := req.GetPlacement()
+	switch {
+	case placement == nodev1.Placement_PLACEMENT_HERE, placement == nodev1.Placement_PLACEMENT_UNSPECIFIED && h.options.InProcess:
+		placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS
+	case placement == nodev1.Placement_PLACEMENT_UNSPECIFIED:
+		placement = nodev1.Placement_PLACEMENT_OWN_PROCESS
 	}
-	place, err := h.placeOf(t, req, ownProcess)
+	place, err := h.placeOf(t, req, placement)
 	if err != nil {
 		over()
 		return nil, err
@@ -222,10 +221,10 @@ func (h *Host) createOf(
 		}
 		if req.GetNoWait() {
 			// The records that are returned must not change.
-			h.beginLater(c, t, slices.Clone(records), made, ownProcess, over)
+			h.beginLater(c, t, slices.Clone(records), made, placement, over)
 			return records, nil
 		}
-		if failure = h.begin(rctx, c, t, records, made, ownProcess); failure == nil {
+		if failure = h.begin(rctx, c, t, records, made, placement); failure == nil {
 			over()
 			return records, nil
 		}
@@ -239,10 +238,10 @@ func (h *Host) createOf(
 }
 
 // beginLater is begin in the background.
-func (h *Host) beginLater(c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, ownProcess bool, over func()) {
+func (h *Host) beginLater(c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, placement nodev1.Placement, over func()) {
 	began := h.goBackground(func(context.Context) {
 		defer over()
-		err := h.begin(c.life, c, t, records, made, ownProcess)
+		err := h.begin(c.life, c, t, records, made, placement)
 		switch {
 		case err == nil:
 		case c.life.Err() != nil:
@@ -259,7 +258,7 @@ func (h *Host) beginLater(c *creation, t NodeType, records []*nodev1.NodeRecord,
 // begin starts registered nodes, all or none, and replaces each record by the newest. It returns
 // the first error in time: those of the other nodes, which are then canceled, are its consequence.
 func (h *Host) begin(
-	ctx context.Context, c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, ownProcess bool,
+	ctx context.Context, c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, placement nodev1.Placement,
 ) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -270,9 +269,13 @@ func (h *Host) begin(
 		all.Go(func() {
 			own := made[min(i, len(made)-1)]
 			var err error
-			if ownProcess {
-				started[i], records[i], err = h.launch(ctx, rec, c.machines[rec.GetAllocation().GetMachine()], t, own.raw)
-			} else {
+			at := c.machines[rec.GetAllocation().GetMachine()]
+			switch {
+			case placement == nodev1.Placement_PLACEMENT_OWN_PROCESS:
+				started[i], records[i], err = h.launch(ctx, rec, h.launcherOn(rec, at), t, own.raw)
+			case placement == nodev1.Placement_PLACEMENT_AGENT_PROCESS && !h.keeps(at):
+				started[i], records[i], err = h.launch(ctx, rec, &remoteLauncher{host: h, given: rec.GetAllocation(), at: at, inProcess: true}, t, own.raw)
+			default:
 				started[i], records[i], err = h.setUp(ctx, rec, t, own.config)
 			}
 			if err != nil && first.set(err) {
@@ -462,9 +465,9 @@ func setupError(path string, err error) error {
 	return out
 }
 
-// launch starts a node in a process of its own. at is the machine of its allocation, if it has one.
+// launch starts a node by a launcher: in a process of its own, or in that of an agent.
 func (h *Host) launch(
-	ctx context.Context, rec *nodev1.NodeRecord, at *brainv1.MachineUse, t NodeType, config *anypb.Any,
+	ctx context.Context, rec *nodev1.NodeRecord, by launch.Launcher, t NodeType, config *anypb.Any,
 ) (*child, *nodev1.NodeRecord, error) {
 	payload, err := h.launchPayload(rec, t, config)
 	if err != nil {
@@ -478,7 +481,7 @@ func (h *Host) launch(
 		}
 	}
 	began := time.Now()
-	p, err := h.launcherOn(rec, at).Launch(ctx, spec)
+	p, err := by.Launch(ctx, spec)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, rec, setupError(rec.GetPath(), endOfCreation(ctx))
@@ -509,7 +512,7 @@ func (h *Host) launch(
 	h.nodeStarted(newest, p.PID(), began)
 	return &child{
 		nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts(),
-		record: newest, started: time.Now(), remote: h.launched(rec.GetNid()),
+		record: newest, started: time.Now(), remote: h.launched(rec.GetNid()), inAgent: isInProcess(by),
 	}, newest, nil
 }
 

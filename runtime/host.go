@@ -129,6 +129,8 @@ type child struct {
 	process launch.Process
 	// host is the id of the host in the child's process.
 	host string
+	// inAgent is set if the process is an agent's: others use it, too.
+	inAgent bool
 	// creation is the request id of the creation that made the child; empty if there was none.
 	creation string
 	// restarts is set if the child's record outlives its process.

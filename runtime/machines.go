@@ -89,12 +89,15 @@ func newMachineKeeper(h *Host, agent bool) (*machineKeeper, error) {
 		Unknown: func(id string) error {
 			return connect.Errorf(connect.CodeNotFound, "the launch %s is not known: it has ended, or this host was started since", id)
 		},
-		Closed: func() error {
-			return connect.Errorf(connect.CodeUnavailable, "the machine %s is leaving the system", k.declared.GetName())
-		},
+		Closed:   k.closed,
 		Patience: h.options.Lease, StopLimit: h.options.Drain, Log: h.log,
 	})
 	return k, nil
+}
+
+// closed is the error for a launch on a machine that is leaving.
+func (k *machineKeeper) closed() error {
+	return connect.Errorf(connect.CodeUnavailable, "the machine %s is leaving the system", k.declared.GetName())
 }
 
 // machineName is the name of this host's machine, as far as it is known.
@@ -126,8 +129,12 @@ func (k *machineKeeper) close(ctx context.Context) error {
 	return err
 }
 
-// launch launches a process for a host on another machine: it is [launch.KeeperConfig].Launch.
+// launch launches a process for a host on another machine, or sets a node up in this one: it is
+// [launch.KeeperConfig].Launch.
 func (k *machineKeeper) launch(ctx context.Context, what *machinev1.LaunchSpec, spec launch.Spec) (launch.Process, error) {
+	if what.GetInProcess() {
+		return k.setUpHere(what, spec)
+	}
 	path, release, err := k.program(ctx, what)
 	if err != nil {
 		return nil, connect.Errorf(connect.CodeFailedPrecondition, "on %s: %v", k.declared.GetName(), err).WithCause(err)

@@ -457,6 +457,19 @@ func ParentProcess() CreateOption {
 	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS }
 }
 
+// AgentProcess runs each node in the process of the agent of its machine, which Brain selects as
+// for nodes with processes of their own. That costs no process: a hundred such nodes are set up in
+// the time in which a few processes start. They share the agent's memory and end with it, what they
+// print is the agent's output, and they can't have GPUs, because CUDA_VISIBLE_DEVICES is a
+// process's.
+//
+// The agent must be a process of the creator's program that was given the nodes' type (see package
+// join); `raylink agent` is not. On a machine without an agent the nodes are in the process of the
+// driver or Brain that keeps it.
+func AgentProcess() CreateOption {
+	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_AGENT_PROCESS }
+}
+
 // Here runs the node in the creating process, wherever its parent runs, which may be on another
 // machine. The node ends with that process, and when its parent dies.
 func Here() CreateOption {

@@ -156,14 +156,19 @@ func (o *createOptions) place() *nodev1.Place {
 
 // placeOf returns where the nodes of a creation may run: what was asked for, or else what the type
 // needs. It is nil for nodes in this process that need nothing of its machine.
-func (h *Host) placeOf(t NodeType, req *nodev1.CreateRequest, ownProcess bool) (*nodev1.Place, error) {
+func (h *Host) placeOf(t NodeType, req *nodev1.CreateRequest, placement nodev1.Placement) (*nodev1.Place, error) {
 	place := req.GetPlace()
 	if place == nil {
 		place = new(nodev1.Place)
 	}
-	if ownProcess {
+	if placement != nodev1.Placement_PLACEMENT_PARENT_PROCESS {
 		if !place.GetNoDefaults() && len(place.GetResources()) == 0 {
 			place.Resources = t.service.config.resources
+		}
+		if placement == nodev1.Placement_PLACEMENT_AGENT_PROCESS && place.GetResources()[machine.GPU] > 0 {
+			return nil, connect.Errorf(connect.CodeInvalidArgument,
+				"new nodes should have %s, and be in the processes of agents (AgentProcess): nodes with GPUs need processes of their own (OwnProcess)",
+				machine.Resources(place.GetResources()))
 		}
 		return place, nil
 	}

@@ -87,19 +87,22 @@ func TestDefaultsOfATypeAreForProcessesOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	h := &Host{machine: "here"}
 	typ := NodeType{service: &Service{config: serviceConfig{resources: map[string]int64{"gpu": 1000}}}}
-	place := func(p *nodev1.Place, own bool) *nodev1.Place {
-		got, err := h.placeOf(typ, &nodev1.CreateRequest{Place: p}, own)
+	const own, parents = nodev1.Placement_PLACEMENT_OWN_PROCESS, nodev1.Placement_PLACEMENT_PARENT_PROCESS
+	place := func(p *nodev1.Place, process nodev1.Placement) *nodev1.Place {
+		got, err := h.placeOf(typ, &nodev1.CreateRequest{Place: p}, process)
 		require.NoError(t, err)
 		return got
 	}
-	assert.Equal(t, map[string]int64{"gpu": 1000}, place(nil, true).GetResources())
-	assert.Equal(t, map[string]int64{"gpu": 1000}, place(&nodev1.Place{On: "there"}, true).GetResources())
-	assert.Empty(t, place(&nodev1.Place{NoDefaults: true}, true).GetResources(), "a creation requires nothing")
-	assert.Nil(t, place(nil, false), "a node in this process that needs nothing has no place")
-	required := place(&nodev1.Place{Resources: map[string]int64{"cpu": 500}, NoDefaults: true}, false)
+	assert.Equal(t, map[string]int64{"gpu": 1000}, place(nil, own).GetResources())
+	assert.Equal(t, map[string]int64{"gpu": 1000}, place(&nodev1.Place{On: "there"}, own).GetResources())
+	assert.Empty(t, place(&nodev1.Place{NoDefaults: true}, own).GetResources(), "a creation requires nothing")
+	assert.Nil(t, place(nil, parents), "a node in this process that needs nothing has no place")
+	required := place(&nodev1.Place{Resources: map[string]int64{"cpu": 500}, NoDefaults: true}, parents)
 	assert.Equal(t, "here", required.GetOn(), "a node in this process has what it needs of this machine")
-	_, err := h.placeOf(typ, &nodev1.CreateRequest{Place: &nodev1.Place{On: "there"}}, false)
+	_, err := h.placeOf(typ, &nodev1.CreateRequest{Place: &nodev1.Place{On: "there"}}, parents)
 	require.ErrorContains(t, err, `new nodes should run on machine "there", and in a process on here`)
-	_, err = h.placeOf(typ, &nodev1.CreateRequest{Count: 2, Place: &nodev1.Place{Strategy: nodev1.PlaceStrategy_PLACE_STRATEGY_ONE_PER_MACHINE}}, false)
+	_, err = h.placeOf(typ, &nodev1.CreateRequest{Count: 2, Place: &nodev1.Place{Strategy: nodev1.PlaceStrategy_PLACE_STRATEGY_ONE_PER_MACHINE}}, parents)
 	require.ErrorContains(t, err, "2 new nodes should run on different machines, and in one process")
+	_, err = h.placeOf(typ, &nodev1.CreateRequest{}, nodev1.Placement_PLACEMENT_AGENT_PROCESS)
+	require.ErrorContains(t, err, "new nodes should have gpu=1, and be in the processes of agents (AgentProcess): nodes with GPUs need processes of their own")
 }

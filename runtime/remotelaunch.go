@@ -45,11 +45,23 @@ func (l localLauncher) Launch(ctx context.Context, spec launch.Spec) (launch.Pro
 	return l.host.launcher.Launch(ctx, spec)
 }
 
-// remoteLauncher launches on another machine, by its keeper.
+// remoteLauncher launches by the keeper of a machine: a process on another machine, or a node in
+// the keeper's own process.
 type remoteLauncher struct {
-	host  *Host
-	given *nodev1.Allocation
-	at    *brainv1.MachineUse
+	host      *Host
+	given     *nodev1.Allocation
+	at        *brainv1.MachineUse
+	inProcess bool
+}
+
+func isInProcess(l launch.Launcher) bool {
+	remote, ok := l.(*remoteLauncher)
+	return ok && remote.inProcess
+}
+
+// keeps reports whether this host keeps a machine, or would: where at is nil, no other one does.
+func (h *Host) keeps(at *brainv1.MachineUse) bool {
+	return at == nil || at.GetKeeper().GetId() == h.id
 }
 
 // Launch implements [launch.Launcher].
@@ -101,6 +113,9 @@ func isAnswer(err error) bool {
 
 // spec describes the process to the keeper.
 func (l *remoteLauncher) spec() (*machinev1.LaunchSpec, error) {
+	if l.inProcess {
+		return &machinev1.LaunchSpec{InProcess: true, Build: launch.Build()}, nil
+	}
 	args, err := launch.Arguments()
 	if err != nil {
 		return nil, err

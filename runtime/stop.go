@@ -204,6 +204,10 @@ func endReason(exit launch.Exit) string {
 // ends; otherwise the nodes would seem to be alive until their host's lease expires. ctx applies to
 // the first attempt.
 func (h *Host) reportEnd(ctx context.Context, c *child, how string) {
+	if c.inAgent { // the node alone has ended, as far as is known
+		h.removeRecords(ctx, []string{c.nid}, how)
+		return
+	}
 	report := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, brainTimeout)
 		defer cancel()

@@ -238,7 +238,7 @@ func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 	var started *child
 	var newest *nodev1.NodeRecord
 	if err == nil {
-		started, newest, err = h.launch(ctx, rec, at, s.t, s.config)
+		started, newest, err = h.launch(ctx, rec, h.launcherOn(rec, at), s.t, s.config)
 	}
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reachTimeout)

@@ -169,6 +169,7 @@ type order struct {
 	// Below is the path of the parent; empty for the driver.
 	Below    string        `json:"below"`
 	Here     bool          `json:"here"`
+	InAgent  bool          `json:"in_agent"`
 	Print    string        `json:"print"`
 	Fail     string        `json:"fail"`
 	Exit     bool          `json:"exit"`
@@ -362,6 +363,9 @@ func create(ctx context.Context, rt *raylink.Runtime, o order) (a answer, err er
 	}
 	if o.Here {
 		options = append(options, runtime.Here())
+	}
+	if o.InAgent {
+		options = append(options, runtime.AgentProcess())
 	}
 	var parent runtime.Parent = rt
 	if o.Below != "" {

@@ -518,7 +518,7 @@ func ofProcesses() []Mutant {
 }
 
 // ofTunnel returns the mutants of the tunnel.
-func ofTunnel() []Mutant {
+func ofTunnel() []Mutant { //nolint:funlen // a table
 	return []Mutant{
 		{
 			Name: "tunnel/requests-overtake",

@@ -1,6 +1,6 @@
 package mutants
 
-// ofKeepers returns the mutants of processes on other machines.
+// ofKeepers returns the mutants of processes on other machines, and of nodes in agents' processes.
 func ofKeepers() []Mutant {
 	const room = "runtime/launch/"
 	return []Mutant{
@@ -27,6 +27,16 @@ func ofKeepers() []Mutant {
 			Name: "launch/closed-keepers-kill-at-once",
 			Edit: Edit{File: room + "keeper.go", Func: "Keeper.Close", Original: "errs[i] = process.Stop(ctx)", Mutated: "_, _, errs[i] = process, ctx, nil"},
 			Test: "TestKeepersProcessesEndWithIt",
+		},
+		{
+			Name: "launch/nodes-enter-processes-of-other-programs",
+			Edit: Edit{File: "runtime/agentprocess.go", Original: "what.GetBuild() != build", Mutated: `build == ""`},
+			Test: "TestOtherProgramsTakeNoNodesIntoTheirProcess", Prints: "FailedPrecondition|failed_precondition|panic",
+		},
+		{
+			Name: "launch/nodes-with-gpus-enter-agents-processes",
+			Edit: Edit{File: "runtime/place.go", Original: "place.GetResources()[machine.GPU] > 0", Mutated: "false"},
+			Test: "TestDefaultsOfATypeAreForProcessesOfTheirOwn", Prints: "An error is expected but got nil",
 		},
 	}
 }

@@ -46,6 +46,10 @@ func exitOf(state *os.ProcessState, reason string, lines []Line) Exit {
 	return exit
 }
 
+// Retired is how a part of a process ends that is launched like one: all of it has ended in order,
+// and Brain knows.
+func Retired() Exit { return Exit{Goodbye: true, Reported: true, ended: true} }
+
 // Success reports whether the process exited by itself with code 0.
 func (e Exit) Success() bool { return e.ended && e.Code == 0 && e.Signal == 0 }
 

@@ -374,7 +374,8 @@ func (x *HostSettings) GetTlsCa() string {
 	return ""
 }
 
-// LaunchSpec describes a process to be launched on the machine of the host that is called.
+// LaunchSpec describes a process to be launched on the machine of the host that is called, or a
+// node to be set up in the process of that host.
 type LaunchSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The path of the node that will run in the process.
@@ -391,7 +392,9 @@ type LaunchSpec struct {
 	// The numbers of the machine's GPUs that the process may use.
 	Gpus []uint32 `protobuf:"varint,7,rep,packed,name=gpus,proto3" json:"gpus,omitempty"`
 	// The host that launches it: the program is fetched from there if it is not known.
-	Launcher      *v1.HostInfo `protobuf:"bytes,8,opt,name=launcher,proto3" json:"launcher,omitempty"`
+	Launcher *v1.HostInfo `protobuf:"bytes,8,opt,name=launcher,proto3" json:"launcher,omitempty"`
+	// Set the node up in the process of the host that is called. Only node, payload and build apply.
+	InProcess     bool `protobuf:"varint,9,opt,name=in_process,json=inProcess,proto3" json:"in_process,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -480,6 +483,13 @@ func (x *LaunchSpec) GetLauncher() *v1.HostInfo {
 		return x.Launcher
 	}
 	return nil
+}
+
+func (x *LaunchSpec) GetInProcess() bool {
+	if x != nil {
+		return x.InProcess
+	}
+	return false
 }
 
 // LaunchRequest is a message from the launcher. The first one has a spec or resumes.
@@ -1124,7 +1134,7 @@ const file_raylink_machine_v1_machine_proto_rawDesc = "" +
 	"port_range\x18\x06 \x01(\tR\tportRange\x12\x19\n" +
 	"\btls_cert\x18\a \x01(\tR\atlsCert\x12\x17\n" +
 	"\atls_key\x18\b \x01(\tR\x06tlsKey\x12\x15\n" +
-	"\x06tls_ca\x18\t \x01(\tR\x05tlsCa\"\xb0\x02\n" +
+	"\x06tls_ca\x18\t \x01(\tR\x05tlsCa\"\xcf\x02\n" +
 	"\n" +
 	"LaunchSpec\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -1134,7 +1144,9 @@ const file_raylink_machine_v1_machine_proto_rawDesc = "" +
 	"\x05build\x18\x05 \x01(\tR\x05build\x12>\n" +
 	"\rhello_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\fhelloTimeout\x12\x12\n" +
 	"\x04gpus\x18\a \x03(\rR\x04gpus\x125\n" +
-	"\blauncher\x18\b \x01(\v2\x19.raylink.node.v1.HostInfoR\blauncher\"\x97\x01\n" +
+	"\blauncher\x18\b \x01(\v2\x19.raylink.node.v1.HostInfoR\blauncher\x12\x1d\n" +
+	"\n" +
+	"in_process\x18\t \x01(\bR\tinProcess\"\x97\x01\n" +
 	"\rLaunchRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x04spec\x18\x02 \x01(\v2\x1e.raylink.machine.v1.LaunchSpecR\x04spec\x12\x1a\n" +

@@ -99,6 +99,9 @@ const (
 	Placement_PLACEMENT_PARENT_PROCESS Placement = 2
 	// The process of the creator. Not valid in a request to another host.
 	Placement_PLACEMENT_HERE Placement = 3
+	// The process that keeps the machine of the node: its agent's, if it has one. It must be of the
+	// creator's program.
+	Placement_PLACEMENT_AGENT_PROCESS Placement = 4
 )
 
 // Enum value maps for Placement.
@@ -108,12 +111,14 @@ var (
 		1: "PLACEMENT_OWN_PROCESS",
 		2: "PLACEMENT_PARENT_PROCESS",
 		3: "PLACEMENT_HERE",
+		4: "PLACEMENT_AGENT_PROCESS",
 	}
 	Placement_value = map[string]int32{
 		"PLACEMENT_UNSPECIFIED":    0,
 		"PLACEMENT_OWN_PROCESS":    1,
 		"PLACEMENT_PARENT_PROCESS": 2,
 		"PLACEMENT_HERE":           3,
+		"PLACEMENT_AGENT_PROCESS":  4,
 	}
 )
 
@@ -1513,8 +1518,9 @@ type CreateRequest struct {
 	Configs []*anypb.Any `protobuf:"bytes,9,rep,name=configs,proto3" json:"configs,omitempty"`
 	// The full name of the type's service. Optional if the type's name is unambiguous.
 	Service string `protobuf:"bytes,10,opt,name=service,proto3" json:"service,omitempty"`
-	// Where nodes with processes of their own run. Unset for the type's default. A node in its
-	// parent's process is on the parent's machine, which must have what it needs.
+	// Where nodes run that have processes of their own, or are in agents' processes. Unset for the
+	// type's default. A node in its parent's process is on the parent's machine, which must have what
+	// it needs.
 	Place         *Place `protobuf:"bytes,11,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2168,12 +2174,13 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x13NODE_STATE_STARTING\x10\x01\x12\x16\n" +
 	"\x12NODE_STATE_RUNNING\x10\x02\x12\x17\n" +
 	"\x13NODE_STATE_STOPPING\x10\x03\x12\x13\n" +
-	"\x0fNODE_STATE_DEAD\x10\x04*s\n" +
+	"\x0fNODE_STATE_DEAD\x10\x04*\x90\x01\n" +
 	"\tPlacement\x12\x19\n" +
 	"\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15PLACEMENT_OWN_PROCESS\x10\x01\x12\x1c\n" +
 	"\x18PLACEMENT_PARENT_PROCESS\x10\x02\x12\x12\n" +
-	"\x0ePLACEMENT_HERE\x10\x03*\x87\x01\n" +
+	"\x0ePLACEMENT_HERE\x10\x03\x12\x1b\n" +
+	"\x17PLACEMENT_AGENT_PROCESS\x10\x04*\x87\x01\n" +
 	"\rPlaceStrategy\x12\x1e\n" +
 	"\x1aPLACE_STRATEGY_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15PLACE_STRATEGY_SPREAD\x10\x01\x12\x17\n" +
