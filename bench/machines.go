@@ -4,17 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 )
 
-// Systems in rows about machines, beside raylink: the same on the creator's machine, and the bytes
-// over one TLS connection.
+// Systems in rows about machines, beside raylink: the same on the creator's machine, the bytes over
+// one TLS connection, and what else no system can spare: they are hashed, written and executed.
 const (
-	raylinkLocal  = "raylink-local"
-	onePassSystem = "one-pass"
+	raylinkLocal     = "raylink-local"
+	onePassSystem    = "one-pass"
+	onePassRunSystem = "one-pass-run"
 )
 
 // Rows about machines. Those of Brain are in swarm.go.
@@ -32,7 +35,7 @@ func machinesRows() []row {
 	return append([]row{
 		{name: createOne, unit: "nodes/s", job: job{Kind: machineCreate, Inflight: 1}, systems: []string{"raylink", raylinkLocal}},
 		{name: createGang, unit: "s", job: job{Kind: machineGang, Inflight: 100}, systems: []string{"raylink"}},
-		{name: sendProgram, unit: "s", job: job{Kind: machineProgram, Size: 64 << 20}, systems: []string{"raylink", onePassSystem}},
+		{name: sendProgram, unit: "s", job: job{Kind: machineProgram, Size: 64 << 20}, systems: []string{"raylink", onePassSystem, onePassRunSystem}},
 	}, swarmRows()...)
 }
 
@@ -48,17 +51,18 @@ func (k kind) ofMachines() bool {
 // machinesStage is the processes for rows about machines: a Brain, three agents, and a creator.
 // They are started on first use.
 type machinesStage struct {
-	dir      string
-	brain    *process
-	agents   []*process
-	creator  *process
-	receiver *process
-	swarm    *swarmStage
+	dir       string
+	brain     *process
+	agents    []*process
+	creator   *process
+	receivers map[string]*process // by the system
+	swarm     *swarmStage
 }
 
 func (s *machinesStage) close() error {
 	var errs []error
-	for _, p := range append([]*process{s.creator, s.receiver}, append(s.agents, s.brain)...) {
+	processes := slices.AppendSeq([]*process{s.creator}, maps.Values(s.receivers))
+	for _, p := range append(processes, append(s.agents, s.brain)...) {
 		if p != nil {
 			errs = append(errs, p.stop())
 		}
@@ -75,7 +79,7 @@ func (d *driver) machinesStage() (*machinesStage, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.machines = &machinesStage{dir: dir}
+		d.machines = &machinesStage{dir: dir, receivers: make(map[string]*process)}
 	}
 	return d.machines, nil
 }
@@ -134,8 +138,8 @@ func (d *driver) measureMachines(ctx context.Context, r *row, j job, system stri
 	switch {
 	case r.job.Kind.ofSwarm():
 		f, err = d.measureSwarm(ctx, s, r, j)
-	case system == onePassSystem:
-		f, err = d.measureOnePass(ctx, s, r)
+	case system == onePassSystem, system == onePassRunSystem:
+		f, err = d.measureOnePass(ctx, s, r, system)
 	case r.job.Kind == machineProgram:
 		f, err = d.measureProgram(ctx, s, r, j)
 	default:
@@ -212,17 +216,22 @@ func (d *driver) measureProgram(ctx context.Context, s *machinesStage, r *row, j
 }
 
 // measureOnePass sends the same program over one TLS connection.
-func (d *driver) measureOnePass(ctx context.Context, s *machinesStage, r *row) (figures, error) {
-	if s.receiver == nil {
-		var err error
-		if s.receiver, err = spawn(ctx, d.env(), receiverRole, onePassSystem); err != nil {
+func (d *driver) measureOnePass(ctx context.Context, s *machinesStage, r *row, system string) (figures, error) {
+	if s.receivers[system] == nil {
+		words := []string{receiverRole}
+		if system == onePassRunSystem {
+			words = append(words, s.dir)
+		}
+		receiver, err := spawn(ctx, d.env(), words...)
+		if err != nil {
 			return figures{}, err
 		}
+		s.receivers[system] = receiver
 	}
 	path, err := s.program(r)
 	if err != nil {
 		return figures{}, err
 	}
-	took, err := sendOnePass(ctx, path, s.receiver.address)
+	took, err := sendOnePass(ctx, path, s.receivers[system].address)
 	return figures{value: took.Seconds(), p50: float64(took.Microseconds()), p99: float64(took.Microseconds())}, err
 }

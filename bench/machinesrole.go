@@ -3,11 +3,14 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -23,11 +26,13 @@ import (
 )
 
 // Roles of the processes in rows about machines. An agent is followed by its number, a creator by
-// the number of agents, and a receiver by its system.
+// the number of agents, and a receiver by the directory of the programs that it is to run, if it
+// is.
 const (
 	machineAgentRole   = "machines-agent"
 	machineCreatorRole = "machines-creator"
 	receiverRole       = "machines-receiver"
+	answererRole       = "machines-answerer" // of a program that a receiver runs
 )
 
 // agentLabel is a label of the machines of agents.
@@ -53,7 +58,10 @@ func (c *driverConn) machinesRole(ctx context.Context, cancel context.CancelFunc
 		described := runtime.MachineOptions{Labels: runtime.Labels{agentLabel: "agent"}}
 		return assemble.Agent(ctx, ready, runtime.WithMachine(described), benchv1raylink.EchoType(newEchoNode))
 	case receiverRole:
-		return c.receive(ctx)
+		return c.receive(ctx, words[1:])
+	case answererRole:
+		_, err := os.Stdout.Write([]byte{1})
+		return err
 	case swarmRole:
 		return c.swarm(ctx)
 	}
@@ -156,8 +164,9 @@ func create(ctx context.Context, rt *raylink.Runtime, j job) (outcome, error) {
 	}
 }
 
-// receive receives programs, each over a TLS connection, and answers each with a byte.
-func (c *driverConn) receive(ctx context.Context) error {
+// receive receives programs, each over a TLS connection, and answers each with a byte: when it has
+// arrived or, given a directory, when it has answered.
+func (c *driverConn) receive(ctx context.Context, directory []string) error {
 	config, der, err := selfSigned()
 	if err != nil {
 		return c.reportError(err)
@@ -173,7 +182,12 @@ func (c *driverConn) receive(ctx context.Context) error {
 			if err != nil {
 				return
 			}
-			if _, err := io.Copy(io.Discard, nc); err == nil {
+			if len(directory) == 0 {
+				_, err = io.Copy(io.Discard, nc)
+			} else {
+				err = runReceived(ctx, nc, filepath.Join(directory[0], "received"))
+			}
+			if err == nil {
 				_, _ = nc.Write([]byte{1}) // the sender notices what is missing
 			}
 			_ = nc.Close()
@@ -183,6 +197,46 @@ func (c *driverConn) receive(ctx context.Context) error {
 	return errors.Join(c.answer(ready, func(r request) (response, error) {
 		return response{}, fmt.Errorf("a receiver does not support %q", r.Op)
 	}), secured.Close())
+}
+
+// runReceived writes a program to a file while it hashes it, as two goroutines do, and runs it.
+func runReceived(ctx context.Context, from io.Reader, path string) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o700) //nolint:gosec // it is to be run
+	if err != nil {
+		return err
+	}
+	defer os.Remove(path) //nolint:errcheck // the next one replaces it
+	unhashed, hashed := make(chan []byte), make(chan struct{})
+	defer close(unhashed)
+	go func() {
+		sum := sha256.New()
+		for p := range unhashed {
+			sum.Write(p)
+			hashed <- struct{}{}
+		}
+	}()
+	buf := make([]byte, 256<<10)
+	for {
+		n, err := from.Read(buf)
+		unhashed <- buf[:n]
+		_, failed := file.Write(buf[:n])
+		<-hashed
+		if failed != nil {
+			return errors.Join(failed, file.Close())
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return errors.Join(err, file.Close())
+		}
+	}
+	if err := file.Close(); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, path) //nolint:gosec // this benchmark, as its driver has sent it
+	cmd.Env = append(os.Environ(), roleEnv+"="+answererRole)
+	return cmd.Run()
 }
 
 // sendOnePass sends a file to a receiver, and returns how long it took from the file's opening to

@@ -82,7 +82,7 @@ func names() []string {
 	}
 	return append(all, plainCalls, brainPart, pusherPart, mappedSystem, copySystem, bareSystem, tunnelSystem, oneHopSystem, raySystem,
 		raylinkMemory, redisSystem, rueidisSystem, redisPipelined, pebbleSystem, raylinkNone, gatherSystem, readSystem,
-		raylinkUniform, treeSystem, raylinkRemote, reverbSystem, cpprbSystem, raylinkLocal, onePassSystem)
+		raylinkUniform, treeSystem, raylinkRemote, reverbSystem, cpprbSystem, raylinkLocal, onePassSystem, onePassRunSystem)
 }
 
 func median(sorted []float64) float64 {
