@@ -32,11 +32,11 @@ const patience = 90 * time.Second
 type cluster struct {
 	*testing.T
 
-	python, root, bin, temp string
-	env                     []string
-	in                      io.WriteCloser
-	out                     *bufio.Scanner
-	address, dashboard      string
+	python, bin, temp  string
+	env                []string
+	in                 io.WriteCloser
+	out                *bufio.Scanner
+	address, dashboard string
 }
 
 // answer is a line of testdata/cluster.py.
@@ -52,7 +52,7 @@ func startCluster(t *testing.T) *cluster {
 	t.Helper()
 	root, err := filepath.Abs("../../..")
 	require.NoError(t, err)
-	c := &cluster{T: t, root: root, python: filepath.Join(root, ".cache", "ray", "venv", "bin", "python")}
+	c := &cluster{T: t, python: filepath.Join(root, ".cache", "ray", "venv", "bin", "python")}
 	if err := exec.CommandContext(t.Context(), c.python, "-c", "import ray").Run(); err != nil {
 		if os.Getenv(rayMode) == "required" {
 			require.NoError(t, err, "%s has no Ray: make ray", c.python)
@@ -60,17 +60,15 @@ func startCluster(t *testing.T) *cluster {
 		t.Skipf("%s has no Ray (make ray): %v", c.python, err)
 	}
 	c.bin, c.temp = t.TempDir(), proctest.Directory(t, "rl")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", c.bin, "./cmd/raylink", "./examples/counter")
-	build.Dir = root
-	text, err := build.CombinedOutput()
-	require.NoError(t, err, string(text))
 	for _, entry := range os.Environ() {
 		if !strings.HasPrefix(entry, "RAY") && !strings.HasPrefix(entry, "PATH=") {
 			c.env = append(c.env, entry)
 		}
 	}
-	c.env = append(c.env, "TMPDIR="+c.temp, "RAYLINK_DATA="+t.TempDir(), "RAYLINK_RUNTIME_DIR="+proctest.Directory(t, "rl"), "RAYLINK_PYTHON="+c.python,
-		"PYTHONPATH="+filepath.Join(root, "clients", "python"), "PYTHONDONTWRITEBYTECODE=1", "RAY_USAGE_STATS_ENABLED=0", "RAY_raylet_start_wait_time_s=120", "PATH="+c.bin+":"+os.Getenv("PATH"))
+	// What Python has compiled is kept beside Ray, and not beside the project's own sources.
+	c.env = append(c.env, "TMPDIR="+c.temp, "RAYLINK_RUNTIME_DIR="+proctest.Directory(t, "rl"), "RAYLINK_PYTHON="+c.python,
+		"PYTHONPATH="+filepath.Join(root, "clients", "python"), "PYTHONDONTWRITEBYTECODE=", "PYTHONPYCACHEPREFIX="+filepath.Join(root, ".cache", "ray", "compiled"),
+		"RAY_USAGE_STATS_ENABLED=0", "RAY_raylet_start_wait_time_s=120", "PATH="+c.bin+":"+os.Getenv("PATH"))
 	cmd := c.command(c.python, filepath.Join("testdata", "cluster.py"), "3", "1")
 	cmd.Env = append(cmd.Env, "RAYLINK_TEST_SESSION="+c.temp+"/") // so that Ray's processes are found at the end
 	cmd.Stderr = new(bytes.Buffer)
@@ -85,6 +83,10 @@ func startCluster(t *testing.T) *cluster {
 		assert.NoError(t, cmd.Wait(), cmd.Stderr)
 		proctest.KillLeft(c.temp) // of Ray's own, which leaves some behind
 	})
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", c.bin, "./cmd/raylink", "./examples/counter")
+	build.Dir = root
+	text, err := build.CombinedOutput() // while the cluster starts
+	require.NoError(t, err, string(text))
 	first := c.answer()
 	c.address, c.dashboard = first.Address, first.Dashboard
 	return c
@@ -110,6 +112,16 @@ func (c *cluster) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Env, cmd.WaitDelay = slices.Concat(c.env, []string{"RAY_ADDRESS=" + c.address}), 5*time.Second
 	return cmd
+}
+
+// part is the cluster for one part of the test, whose runs have directories of their own.
+func (c *cluster) part(t *testing.T) *cluster {
+	t.Helper()
+	part := *c
+	part.T, part.temp = t, filepath.Join(c.temp, "part-"+filepath.Base(t.Name()))
+	require.NoError(t, os.Mkdir(part.temp, 0o700))
+	part.env = slices.Concat(c.env, []string{"TMPDIR=" + part.temp, "RAYLINK_DATA=" + t.TempDir()})
+	return &part
 }
 
 // process is a command that runs.
@@ -178,13 +190,15 @@ func (p *process) exit(t *testing.T) int {
 	return p.ProcessState.ExitCode()
 }
 
-// nothingIsLeft waits until no actor, placement group, process or file of a run is there.
+// nothingIsLeft waits until no actor, placement group, process or file of any run is there.
 func (c *cluster) nothingIsLeft(t *testing.T) {
 	t.Helper()
 	require.EventuallyWithT(t, func(collect *assert.CollectT) {
-		files, err := filepath.Glob(filepath.Join(c.temp, "raylink-*"))
-		require.NoError(collect, err)
-		assert.Empty(collect, files)
+		for _, pattern := range []string{"raylink-*", "part-*/*"} { // of the agents, and of the heads
+			files, err := filepath.Glob(filepath.Join(c.temp, pattern))
+			require.NoError(collect, err)
+			assert.Empty(collect, files)
+		}
 		assert.Empty(collect, c.processes())
 	}, patience, 50*time.Millisecond)
 	left := c.do("left")
@@ -207,15 +221,32 @@ func (c *cluster) processes() []string {
 	return lines
 }
 
-// TestRay has one cluster, because Ray takes long to start.
+// TestRay has one cluster, because Ray takes long to start. Its parts run side by side, but for the
+// one that takes nodes away.
 func TestRay(t *testing.T) {
 	c := startCluster(t)
-	t.Run("exit code", c.testExitCode)
-	t.Run("refusals", c.testRefusals)
-	t.Run("head killed", c.testHeadKilled)
-	t.Run("Python", c.testPython)
-	t.Run("job", c.testJob)
-	t.Run("node lost", c.testNodeLost)
+	t.Run("runs", func(t *testing.T) {
+		for _, part := range []struct {
+			name string
+			test func(c *cluster, t *testing.T)
+		}{
+			{"exit code", (*cluster).testExitCode},
+			{"refusals", (*cluster).testRefusals},
+			{"interrupt", (*cluster).testInterrupt},
+			{"head killed", (*cluster).testHeadKilled},
+			{"Python", (*cluster).testPython},
+			{"job", (*cluster).testJob},
+			{"job stopped", (*cluster).testJobStopped},
+		} {
+			t.Run(part.name, func(t *testing.T) {
+				t.Parallel()
+				part.test(c.part(t), t)
+			})
+		}
+	})
+	c.nothingIsLeft(t)
+	t.Run("node lost", func(t *testing.T) { c.part(t).testNodeLost(t) })
+	c.nothingIsLeft(t)
 }
 
 func (c *cluster) testExitCode(t *testing.T) {
@@ -231,7 +262,6 @@ func (c *cluster) testExitCode(t *testing.T) {
 		nodes[part[:56]] = true
 	}
 	assert.Len(t, nodes, 3, "each machine is a node of its own")
-	c.nothingIsLeft(t)
 }
 
 func (c *cluster) testRefusals(t *testing.T) {
@@ -244,8 +274,8 @@ func (c *cluster) testRefusals(t *testing.T) {
 		{"no package", "has no package raylink", nil, "PYTHONPATH="},
 		{"no cluster", "there is no cluster to connect to at 127.0.0.1:1: ", nil, "RAY_ADDRESS=127.0.0.1:1"},
 		{"no resource", "no node of the cluster has a resource 'rockets'; there are CPU, Licence, memory", []string{"--resources", "rockets=1"}, ""},
-		{"no node with room", "no node of the cluster has {CPU: 3}, so that Ray could never place it", []string{"--cpus", "3"}, ""},
-		{"no room together", "4 machines need 8 of CPU, and the cluster has 6", []string{"--cpus", "2", "--machines", "4"}, ""},
+		{"no node with room", "no node of the cluster has {CPU: 5}, so that Ray could never place it", []string{"--cpus", "5"}, ""},
+		{"no room together", "4 machines need 16 of CPU, and the cluster has 12", []string{"--cpus", "4", "--machines", "4"}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cmd := c.command(filepath.Join(c.bin, "raylink"), append(append([]string{"run", "--on", "ray"}, test.args...), "--", "sh", "-c", "echo started")...)
@@ -256,7 +286,6 @@ func (c *cluster) testRefusals(t *testing.T) {
 			assert.NotContains(t, run.printed(), "Brain serves", "nothing is started")
 		})
 	}
-	c.nothingIsLeft(t)
 }
 
 func (c *cluster) testHeadKilled(t *testing.T) {
@@ -273,7 +302,6 @@ func (c *cluster) testHeadKilled(t *testing.T) {
 	for _, path := range left {
 		require.NoError(t, os.RemoveAll(path))
 	}
-	c.nothingIsLeft(t)
 }
 
 func (c *cluster) testPython(t *testing.T) {
@@ -282,40 +310,49 @@ func (c *cluster) testPython(t *testing.T) {
 	assert.Equal(t, 0, run.exit(t))
 	assert.Contains(t, run.printed(), "the node counts to 5")
 	assert.Contains(t, run.printed(), "no room: ray: no node of the cluster has {CPU: 50}")
-	c.nothingIsLeft(t)
+}
+
+// raylink starts a command whose cluster is Ray's dashboard.
+func (c *cluster) raylink(t *testing.T, args ...string) *process {
+	t.Helper()
+	cmd := c.command(filepath.Join(c.bin, "raylink"), args...)
+	cmd.Env = append(cmd.Env, "RAY_ADDRESS=http://"+c.dashboard)
+	return c.start(t, cmd)
+}
+
+// submit leaves a job behind, and returns its id.
+func (c *cluster) submit(t *testing.T, script string) string {
+	t.Helper()
+	run := c.raylink(t, "run", "--on", "ray", "--machines", "2", "--detach", "--", "sh", "-c", script)
+	require.Equal(t, 0, run.exit(t), run.printed())
+	return strings.TrimSpace(run.printed())
 }
 
 func (c *cluster) testJob(t *testing.T) {
-	if c.dashboard == "" {
-		t.Skip("the cluster has no dashboard")
-	}
-	raylink := func(args ...string) *process {
-		cmd := c.command(filepath.Join(c.bin, "raylink"), args...)
-		cmd.Env = append(cmd.Env, "RAY_ADDRESS=http://"+c.dashboard)
-		return c.start(t, cmd)
-	}
-	submit := func(script string) string {
-		run := raylink("run", "--on", "ray", "--machines", "2", "--detach", "--", "sh", "-c", script)
-		require.Equal(t, 0, run.exit(t), run.printed())
-		return strings.TrimSpace(run.printed())
-	}
-	id := submit("echo \"it's up\"; exit 7")
-	attached := raylink("attach", id)
+	attached := c.raylink(t, "attach", c.submit(t, "echo \"it's up\"; exit 7"))
 	assert.Equal(t, 7, attached.exit(t))
 	assert.Contains(t, attached.printed(), "it's up")
 	assert.Contains(t, attached.printed(), "(2 of 2)")
+}
 
-	id = submit("trap 'echo in order; exit 5' TERM; echo begun; while :; do sleep 0.1; done")
-	attached = raylink("attach", id)
+func (c *cluster) testJobStopped(t *testing.T) {
+	id := c.submit(t, "trap 'echo in order; exit 5' TERM; echo begun; while :; do sleep 0.1; done")
+	attached := c.raylink(t, "attach", id)
 	attached.has(t, "\nbegun\n")
-	runs := raylink("runs")
+	runs := c.raylink(t, "runs")
 	require.Equal(t, 0, runs.exit(t))
 	assert.Regexp(t, id+` +ray +running`, runs.printed())
-	stop := raylink("stop", id)
+	stop := c.raylink(t, "stop", id)
 	assert.Equal(t, 0, stop.exit(t), stop.printed())
 	assert.NotZero(t, attached.exit(t))
 	assert.Contains(t, attached.printed(), "in order")
-	c.nothingIsLeft(t)
+}
+
+func (c *cluster) testInterrupt(t *testing.T) {
+	run := c.run(t, "--machines", "3", "--", "sh", "-c", "trap 'exit 5' TERM; echo begun; while :; do sleep 0.1; done")
+	run.has(t, "\nbegun\n")
+	require.NoError(t, run.Process.Signal(syscall.SIGINT))
+	assert.Equal(t, 5, run.exit(t), "it is stopped in order")
 }
 
 func (c *cluster) testNodeLost(t *testing.T) {
@@ -329,10 +366,4 @@ func (c *cluster) testNodeLost(t *testing.T) {
 	c.do("kill 0")
 	assert.NotZero(t, run.exit(t), "nothing is asked for again")
 	assert.Equal(t, 2, strings.Count(run.printed(), "raylink run: the machine "))
-	c.do("add")
-	run = c.run(t, "--machines", "3", "--", "sh", "-c", "trap 'exit 5' TERM; echo begun; while :; do sleep 0.1; done")
-	run.has(t, "\nbegun\n")
-	require.NoError(t, run.Process.Signal(syscall.SIGINT))
-	assert.Equal(t, 5, run.exit(t), "it is stopped in order")
-	c.nothingIsLeft(t)
 }
