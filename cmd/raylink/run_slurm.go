@@ -180,10 +180,13 @@ func (a *app) submitToSlurm(ctx context.Context, f *runFlags, groups []engine.Gr
 		record := &engine.Record{ID: id, Engine: slurmEngine, Command: args, Started: time.Now(), State: engine.Running, Job: job.String()}
 		all, err := records()
 		if err == nil {
+			err = ctx.Err() // interrupted while it was submitted
+		}
+		if err == nil {
 			err = all.Create(record)
 		}
 		if err != nil {
-			return &localError{errors.Join(err, job.Stop(context.WithoutCancel(ctx), true))}
+			return &localError{errors.Join(err, job.Stop(context.WithoutCancel(ctx), true), job.Remove())}
 		}
 		return a.printLine(id)
 	}

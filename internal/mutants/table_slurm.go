@@ -33,6 +33,14 @@ func ofSlurm() []Mutant {
 			"r[machine.GPU] = 0", "_ = machine.GPU", "TestResourcesOfTasks", `Not equal`,
 		},
 		{
+			"interrupted-submissions-are-forgotten", dir + "job.go", "Submission.Submit",
+			`context.WithoutCancel(ctx), "sbatch"`, `ctx, "sbatch"`, "TestInterruptedSubmissionIsKnown", `context canceled`,
+		},
+		{
+			"jobs-wait-for-ever", dir + "job.go", "Status.hopeless",
+			`strings.Contains(s.Reason, "PerJob")`, `strings.Contains(s.Reason, "")`, "TestJobsThatCanOnlyWait", `AssocMaxJobsLimit`,
+		},
+		{
 			"homes-of-the-living-are-removed", "internal/engine/home.go", "lockHome",
 			"unix.LOCK_EX|unix.LOCK_NB", "unix.LOCK_SH|unix.LOCK_NB", "TestHomesOfKilledProcessesAreRemoved", `its process lives`,
 		},

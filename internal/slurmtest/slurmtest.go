@@ -12,11 +12,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,6 +45,7 @@ type Cluster struct {
 	t       testing.TB
 	dir     string
 	daemons []*exec.Cmd
+	slurmds []*exec.Cmd // by node; they are daemons, too
 	unguard func()
 }
 
@@ -122,12 +125,77 @@ func (c *Cluster) start(nodes int) error {
 		if err := c.daemon("slurmd", "-D", "-N", Node(i)); err != nil {
 			return err
 		}
+		c.slurmds = append(c.slurmds, c.daemons[len(c.daemons)-1])
 	}
 	if err := c.guard(); err != nil {
 		return err
 	}
-	idle := fmt.Sprintf(`test "$(sinfo --noheader --states=idle --format=%%D)" = %d`, nodes)
+	return c.awaitIdle()
+}
+
+// awaitIdle waits until all nodes are idle.
+func (c *Cluster) awaitIdle() error {
+	idle := fmt.Sprintf(`test "$(sinfo --noheader --partition=main --states=idle --format=%%D)" = %d`, len(c.slurmds))
 	return c.await("the nodes", "sh", "-c", idle)
+}
+
+// KillSteps kills the daemons of the steps on a node (slurmstepd), and nothing else there.
+func (c *Cluster) KillSteps(t testing.TB, node int) {
+	t.Helper()
+	steps := make(map[int]bool)
+	for pid := range c.Processes("SLURMD_NODENAME=" + Node(node) + "\x00") {
+		if p := parent(pid); strings.HasPrefix(title(p), "slurmstepd: ") {
+			steps[p] = true
+		}
+	}
+	require.NotEmpty(t, steps, "there are no steps on the node %s", Node(node))
+	for pid := range steps {
+		proctest.Kill(t, pid)
+	}
+}
+
+// KillNode kills all that runs on a node, Slurm's own daemon first, as the loss of a machine does.
+// The function that it returns has Slurm declare the node dead, as it does itself when SlurmdTimeout
+// is over, and starts it again.
+func (c *Cluster) KillNode(t testing.TB, node int) (replace func()) {
+	t.Helper()
+	slurmd := c.slurmds[node]
+	require.NoError(t, slurmd.Process.Kill())
+	_ = slurmd.Wait() // it was killed
+	c.KillSteps(t, node)
+	// No process has time to report the end of its child.
+	for _, pid := range slices.Sorted(maps.Keys(c.Processes("SLURMD_NODENAME=" + Node(node) + "\x00"))) {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+	}
+	return func() {
+		t.Helper()
+		c.Must("scontrol", "update", "NodeName="+Node(node), "State=DOWN", "Reason=killed")
+		c.daemons = slices.DeleteFunc(c.daemons, func(d *exec.Cmd) bool { return d == slurmd })
+		require.NoError(t, c.daemon("slurmd", "-D", "-N", Node(node)))
+		c.slurmds[node] = c.daemons[len(c.daemons)-1]
+		c.unguard()
+		require.NoError(t, c.guard())
+		c.Must("scontrol", "update", "NodeName="+Node(node), "State=RESUME")
+		require.NoError(t, c.awaitIdle())
+	}
+}
+
+// parent returns the parent of a process, or 0.
+func parent(pid int) int {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // it may have ended
+	_, after, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(after)
+	if len(fields) < 2 || fields[0] == "Z" {
+		return 0
+	}
+	id, _ := strconv.Atoi(fields[1])
+	return id
+}
+
+// title returns the command line of a process.
+func title(pid int) string {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may have ended
+	return strings.ReplaceAll(string(text), "\x00", " ")
 }
 
 // Node is the name of a node.
@@ -164,8 +232,10 @@ func (c *Cluster) configuration(nodes int) (string, error) {
 		"AccountingStorageType=accounting_storage/none", "JobAcctGatherType=jobacct_gather/none", "JobCompType=jobcomp/none",
 		// Tests wait for the scheduler.
 		"DefMemPerCPU=500", "SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0",
-		"KillWait=2", "ReturnToService=2", "SlurmctldTimeout=30", "SlurmdTimeout=30",
+		"KillWait=2", "MessageTimeout=3", "ReturnToService=2", "SlurmctldTimeout=30", "SlurmdTimeout=30",
 		"PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
+		"PartitionName=small Nodes=ALL MaxNodes=1 MaxTime=10 MaxMemPerNode=1000 State=UP",
+		"PartitionName=closed Nodes=ALL AllowAccounts=friends State=UP",
 	} {
 		fmt.Fprintln(&b, line)
 	}
@@ -290,17 +360,15 @@ func (c *Cluster) Processes(text string) map[int]string {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		stat, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "stat"))
-		title, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
-		_, after, _ := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(after)
-		if len(fields) < 2 || fields[0] == "Z" || daemons[pid] {
+		by := parent(pid)
+		if by == 0 || daemons[pid] {
 			continue
 		}
-		if parent, _ := strconv.Atoi(fields[1]); daemons[parent] && bytes.HasSuffix(bytes.TrimRight(title, "\x00"), []byte("slurmscriptd")) {
+		name := title(pid)
+		if daemons[by] && strings.HasSuffix(strings.TrimSpace(name), "slurmscriptd") {
 			continue
 		}
-		found[pid] = strings.ReplaceAll(string(title), "\x00", " ")
+		found[pid] = name
 	}
 	return found
 }

@@ -215,12 +215,15 @@ func TestOnCluster(t *testing.T) {
 		{"batch", testBatch},
 		{"heterogeneous", testHeterogeneous},
 		{"errors", testErrors},
+		{"limits", testLimits},
 		{"mismatch", testMismatch},
 		{"pending", testPending},
 		{"interrupt", testInterrupt},
 		{"interrupt twice", testInterruptTwice},
 		{"killed task of a step", testKilledTaskOfStep},
 		{"killed task is replaced", testKilledTaskIsReplaced},
+		{"killed daemon of steps", testKilledDaemonOfSteps},
+		{"lost node", testLostNode},
 		{"killed head", testKilledHead},
 		{"submitter dies", testSubmitterDies},
 		{"detached", testDetached},
@@ -280,19 +283,51 @@ func testErrors(t *testing.T, c *cluster) {
 		"--gpus 1":              "Invalid generic resource (gres) specification",
 		"--time yesterday":      "Invalid --time specification",
 		"--sbatch=--nonsense":   "nonsense",
+		"--gres licence:2":      "Invalid generic resource (gres) specification",
+		"--memory 10GiB":        "Requested node configuration is not available",
 		"--sbatch=constraint=a": "must begin with a dash",
 	} {
-		r := c.start(t, c.raylink, c.raylinkRun("--on slurm "+flags, "0", "1")[1:]...)
-		assert.Equal(t, 1, r.exit(), flags)
-		_, errs := r.text()
-		assert.Contains(t, errs, want, flags)
-		assert.Contains(t, errs, "raylink: slurm: ")
-		assert.Equal(t, 1, strings.Count(errs, "\n"), "an error of one line: %s", errs)
+		c.refuses(t, flags, want)
 	}
 	r := c.start(t, "env", append([]string{"PATH=/nowhere"}, c.raylinkRun("--on slurm", "0", "1")...)...)
 	assert.Equal(t, 1, r.exit())
 	_, errs := r.text()
 	assert.Contains(t, errs, "there is no sbatch here")
+}
+
+// refuses fails the test unless a run ends with an error of one line before it is a job.
+func (c *cluster) refuses(t *testing.T, flags, want string) {
+	t.Helper()
+	r := c.start(t, c.raylink, c.raylinkRun("--on slurm "+flags, "0", "1")[1:]...)
+	assert.Equal(t, 1, r.exit(), flags)
+	_, errs := r.text()
+	assert.Contains(t, errs, want, flags)
+	assert.Contains(t, errs, "raylink: slurm: ")
+	assert.Equal(t, 1, strings.Count(errs, "\n"), "an error of one line: %s", errs)
+}
+
+// What a partition allows for one job is checked when it is submitted, or else by the scheduler.
+func testLimits(t *testing.T, c *cluster) {
+	for flags, want := range map[string]string{
+		"--partition small --time 11": "since it could only wait for ever: PartitionTimeLimit",
+		"--partition closed":          "since it could only wait for ever: Job's account not known, so it can't use this partition (closed allows friends)",
+	} {
+		r := c.start(t, c.raylink, c.raylinkRun("--on slurm "+flags, "0", "1")[1:]...)
+		assert.Equal(t, 1, r.exit(), flags)
+		out, errs := r.text()
+		assert.Contains(t, errs, want)
+		assert.Empty(t, out, "the program has run")
+	}
+	c.Must("sh", "-c", `echo EnforcePartLimits=ALL >> "$SLURM_CONF"; scontrol reconfigure`)
+	for flags, want := range map[string]string{
+		"--partition small --machines 2":   "Node count specification invalid",
+		"--partition small --time 11":      "Requested time limit is invalid (missing or exceeds some limit)",
+		"--partition small --memory 2GiB":  "Memory required by task is not available",
+		"--partition closed":               "Invalid account or account/partition combination specified",
+		"--partition closed --account foe": "Invalid account or account/partition combination specified",
+	} {
+		c.refuses(t, flags, want)
+	}
 }
 
 func testMismatch(t *testing.T, c *cluster) {
@@ -362,6 +397,29 @@ func testKilledTaskIsReplaced(t *testing.T, c *cluster) {
 	assert.Equal(t, 1, r.exit())
 	_, errs := r.text()
 	assert.Contains(t, errs, "raylink: the machine machines-")
+}
+
+// Slurm's daemon of the step is not needed by what runs in it.
+func testKilledDaemonOfSteps(t *testing.T, c *cluster) {
+	r := c.start(t, c.raylink, c.raylinkRun("--on slurm --machines 3 --cpus 1", "wait", "3")[1:]...)
+	r.await("machines: n")
+	c.KillSteps(t, 2)
+	r.signal(syscall.SIGINT)
+	assert.Equal(t, 128+int(syscall.SIGTERM), r.exit())
+	_, errs := r.text()
+	assert.NotContains(t, errs, "is lost")
+	assert.Empty(t, c.Processes("SLURMD_NODENAME="+slurmtest.Node(2)+"\x00"), "the agent has ended without Slurm's doing")
+}
+
+// The machine is dead before Slurm knows that.
+func testLostNode(t *testing.T, c *cluster) {
+	r := c.start(t, c.raylink, c.raylinkRun("--on slurm --machines 3 --cpus 1 --restart-machines 1", "wait", "3")[1:]...)
+	r.await("machines: n")
+	replace := c.KillNode(t, 2)
+	r.await("the machine machines-2 is lost: its task has ended on the node n2; it is asked for again")
+	r.await("raylink: the machine machines-2 is lost: Slurm has not started its agent: ")
+	replace() // until then Slurm waits for it
+	assert.Equal(t, 1, r.exit())
 }
 
 // Nothing is left of a step whose head is killed: its agents notice that at once.

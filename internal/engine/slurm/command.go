@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"syscall"
 )
 
-// command runs a command of Slurm and returns what it prints. An error has Slurm's own words.
+// command runs a command of Slurm and returns what it prints. An error has Slurm's own words. A
+// Ctrl-C at the terminal does not reach it: what it does must be known afterwards.
 func command(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

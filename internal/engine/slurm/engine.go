@@ -252,7 +252,6 @@ func (e *Engine) onEvent(number int, node string, what event, cause string) {
 			e.startAgent(number)
 		}
 	case taskEnded:
-		cause = fmt.Sprintf("%s on the node %s", cause, node)
 		if e.env.Find() == InStep {
 			e.lose(number, cause+"; Slurm can't start a task of a step again", false)
 			return

@@ -84,7 +84,7 @@ func (s *Submission) Submit(ctx context.Context, shared, id string, period time.
 	if period > 0 { // one that is left behind has a single output
 		args = append(args, "--error="+slurmPath(j.path(errorFile)))
 	}
-	out, err := command(ctx, "sbatch", append(args, j.path(scriptFile), j.Directory)...)
+	out, err := command(context.WithoutCancel(ctx), "sbatch", append(args, j.path(scriptFile), j.Directory)...)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +118,22 @@ func (s Status) Over() bool {
 	default:
 		return true
 	}
+}
+
+// hopeless reports whether a job waits for what does not change while it waits: it exceeds a limit
+// that holds for one job. Whether Slurm accepts such jobs is its EnforcePartLimits. The reasons are
+// those of https://slurm.schedmd.com/job_reason_codes.html, but for the account's, which
+// is a text.
+func (s Status) hopeless() bool {
+	if s.State != "PENDING" {
+		return false
+	}
+	switch s.Reason {
+	case "PartitionTimeLimit", "PartitionNodeLimit", "MaxMemPerLimit", "BadConstraints", "AccountNotAllowed", "InvalidAccount", "InvalidQOS", "QOSNotAllowed":
+		return true
+	}
+	perJob := strings.HasPrefix(s.Reason, "Assoc") || strings.HasPrefix(s.Reason, "QOS")
+	return perJob && strings.Contains(s.Reason, "PerJob") || strings.HasPrefix(s.Reason, "Job's_account")
 }
 
 // Status asks Slurm about the job.
@@ -214,7 +230,8 @@ const (
 
 // Follow copies the job's output until it has ended, and returns the exit code of its program; an
 // error if the job has ended without one. say gets why the job waits, and when it runs. With a
-// period, that of Submit, the job ends when this process does. The end of ctx only ends Follow.
+// period, that of Submit, the job ends when this process does, and is cancelled if it could only
+// wait for ever. The end of ctx only ends Follow.
 func (j *Job) Follow(ctx context.Context, stdout, stderr io.Writer, period time.Duration, say func(line string)) (exit int, err error) {
 	status, err := j.follow(ctx, stdout, stderr, period, say)
 	if err != nil {
@@ -253,7 +270,7 @@ func (j *Job) follow(ctx context.Context, stdout, stderr io.Writer, period time.
 			}
 		})
 	}
-	status, err := j.await(ctx, say)
+	status, err := j.await(ctx, period > 0, say)
 	if err == nil {
 		close(over)
 	} else {
@@ -271,8 +288,8 @@ func (j *Job) follow(ctx context.Context, stdout, stderr io.Writer, period time.
 	}
 }
 
-// await waits until the job is over.
-func (j *Job) await(ctx context.Context, say func(line string)) (Status, error) {
+// await waits until the job is over. One that could only wait for ever is cancelled if it is ours.
+func (j *Job) await(ctx context.Context, ours bool, say func(line string)) (Status, error) {
 	ask := backoff.Backoff{First: askFirst, Max: askMost}
 	file := time.NewTicker(askFirst)
 	defer file.Stop()
@@ -287,6 +304,11 @@ func (j *Job) await(ctx context.Context, say func(line string)) (Status, error) 
 			say(err.Error()) // the controller may be away for a while
 		case !status.Known || status.Over():
 			return status, nil
+		case ours && status.hopeless():
+			if err := j.Stop(ctx, true); err != nil {
+				return status, err
+			}
+			return status, fmt.Errorf("slurm: the job %s was cancelled, since it could only wait for ever: %s", j.ID, strings.ReplaceAll(status.Reason, "_", " "))
 		case status != last:
 			say(waits(j.ID, status))
 			last = status

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/raylink/raylink/internal/backoff"
@@ -227,9 +228,9 @@ func (m *meeting) serve(conn net.Conn) {
 	delete(m.tasks, number)
 	m.notify()
 	m.mu.Unlock()
-	cause := "its task has ended"
-	if !errors.Is(err, io.EOF) {
-		cause = "the connection to its task is lost: " + err.Error()
+	cause := "its task has ended on the node " + node
+	if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) { // the kernel's word for a killed process
+		cause = fmt.Sprintf("the connection to its task on the node %s is lost: %v", node, err)
 	}
 	m.events(number, node, taskEnded, cause)
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/machine"
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 func envOf(vars map[string]string) Env {
@@ -175,4 +177,47 @@ func TestErrorsHaveSlurmsWords(t *testing.T) {
 		words("sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition name specified\n"))
 	_, err := command(t.Context(), "no-such-command-of-slurm")
 	require.ErrorContains(t, err, "there is no no-such-command-of-slurm here")
+}
+
+// Slurm may have the job when its submitter is interrupted: then its id is known.
+func TestInterruptedSubmissionIsKnown(t *testing.T) {
+	bin, shared := t.TempDir(), t.TempDir()
+	script := "#!/bin/sh\ntest \"$1\" = --test-only && exit\n: > \"$SHARED/begun\"\nuntil test -e \"$SHARED/go\"; do sleep 0.01; done\necho '7;cluster'\n"
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "sbatch"), []byte(script), 0o700))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("SHARED", shared)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for {
+			if _, err := os.Stat(filepath.Join(shared, "begun")); err == nil || t.Context().Err() != nil {
+				break
+			}
+			proctest.Pause(proctest.Poll)
+		}
+		cancel()
+		assert.NoError(t, os.WriteFile(filepath.Join(shared, "go"), nil, 0o600))
+	}()
+	s := &Submission{Raylink: "/bin/true", Program: "/bin/true", Name: "test", Groups: []engine.Group{{Name: "machines", Machines: 1}}}
+	job, err := s.Submit(ctx, shared, "id", 0)
+	require.NoError(t, err)
+	assert.Equal(t, "7", job.ID)
+	require.Error(t, ctx.Err(), "it was interrupted")
+}
+
+func TestJobsThatCanOnlyWait(t *testing.T) {
+	for text, hopeless := range map[string]bool{
+		"PENDING PartitionTimeLimit":                   true,
+		"PENDING MaxMemPerLimit":                       true,
+		"PENDING QOSMaxCpuPerJobLimit":                 true,
+		"PENDING AssocMaxWallDurationPerJobLimit":      true,
+		"PENDING Job's_account_not_known,_so_it_can't": true,
+		"PENDING AssocMaxJobsLimit":                    false, // other jobs end
+		"PENDING QOSGrpCpuLimit":                       false,
+		"PENDING Resources":                            false,
+		"PENDING PartitionDown":                        false,
+		"RUNNING PartitionTimeLimit":                   false,
+	} {
+		state, reason, _ := strings.Cut(text, " ")
+		assert.Equal(t, hopeless, Status{State: state, Reason: reason}.hopeless(), text)
+	}
 }
