@@ -103,8 +103,14 @@ func (f *runFlags) machineGroups() ([]engine.Group, error) {
 	if err != nil {
 		return nil, usagef("--label: %v", err)
 	}
-	if f.machines < 1 {
-		return nil, usagef("--machines is %d: it must be at least 1", f.machines)
+	if f.machines < 1 || f.machines > engine.MaxMachines {
+		return nil, usagef("--machines is %d: it must be from 1 to %d", f.machines, engine.MaxMachines)
+	}
+	if f.restarts < 0 {
+		return nil, usagef("--restart-machines is %d: it must not be negative", f.restarts)
+	}
+	if f.join <= 0 {
+		return nil, usagef("--join-timeout is %v: it must be positive", f.join)
 	}
 	defaults := engine.Group{Name: engine.DefaultGroup, Machines: f.machines, Resources: resources, Labels: labels}
 	if len(f.groups) == 0 {
@@ -122,6 +128,9 @@ func (f *runFlags) machineGroups() ([]engine.Group, error) {
 		}
 		names[group.Name] = true
 		groups = append(groups, group)
+	}
+	if total := engine.Total(groups); total > engine.MaxMachines {
+		return nil, usagef("--group: there are %d machines: at most %d", total, engine.MaxMachines)
 	}
 	return groups, nil
 }

@@ -11,8 +11,8 @@ import (
 // DefaultGroup is the name of the group if none is named.
 const DefaultGroup = "machines"
 
-// maxMachines bounds the machines of a group: those that Brain accepts.
-const maxMachines = 8192
+// MaxMachines bounds the machines of a group: those that Brain accepts.
+const MaxMachines = 8192
 
 // maxGroupName leaves room for a number in the name of a machine, of 63 bytes.
 const maxGroupName = 50
@@ -63,6 +63,27 @@ func (g Group) Text() string {
 	return g.Name + ":" + strings.Join(settings, ",")
 }
 
+// isMisspelt reports whether one character of a word is missing, wrong or one too many: a setting
+// would become a resource of that name, and a run would have one machine.
+func isMisspelt(word, right string) bool {
+	prefix := 0
+	for prefix < min(len(word), len(right)) && word[prefix] == right[prefix] {
+		prefix++
+	}
+	word, right = word[prefix:], right[prefix:]
+	switch {
+	case word == right:
+		return false
+	case len(word) == len(right):
+		return word[1:] == right[1:]
+	case len(word) == len(right)+1:
+		return word[1:] == right
+	case len(word) == len(right)-1:
+		return word == right[1:]
+	}
+	return false
+}
+
 // set sets what a key names.
 func set(g *Group, key, value string) error {
 	if label, ok := strings.CutPrefix(key, "label."); ok {
@@ -77,10 +98,12 @@ func set(g *Group, key, value string) error {
 		return nil
 	}
 	switch key {
+	case "label", "labels":
+		return fmt.Errorf("%s=%s: a label is label.KEY=VALUE", key, value)
 	case "machines":
 		n, err := strconv.Atoi(value)
-		if err != nil || n < 1 || n > maxMachines {
-			return fmt.Errorf("machines=%s: it must be a number from 1 to %d", value, maxMachines)
+		if err != nil || n < 1 || n > MaxMachines {
+			return fmt.Errorf("machines=%s: it must be a number from 1 to %d", value, MaxMachines)
 		}
 		g.Machines = n
 		return nil
@@ -88,6 +111,11 @@ func set(g *Group, key, value string) error {
 		key = machine.CPU
 	case "gpus":
 		key = machine.GPU
+	}
+	for _, known := range []string{"machines", machine.Memory} {
+		if isMisspelt(key, known) {
+			return fmt.Errorf("%s=%s: %s is meant, or a resource needs another name", key, value, known)
+		}
 	}
 	resources, err := machine.ParseResources(key + "=" + value)
 	if err != nil {

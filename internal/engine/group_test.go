@@ -26,6 +26,10 @@ func TestParseGroup(t *testing.T) {
 	}, g.AgentFlags(1))
 	assert.Equal(t, []string{"--resources", "cpu=2,gpu=8,licence=1,memory=16GiB"}, ResourceFlags(g.Resources))
 
+	g, err = ParseGroup("a:tpus=1,mem=2,matches=3", Group{})
+	require.NoError(t, err, "resources of other names")
+	assert.Len(t, g.Resources, 3)
+
 	g, err = ParseGroup("workers", Group{})
 	require.NoError(t, err)
 	assert.Equal(t, Group{Name: "workers", Machines: 1}, g)
@@ -46,6 +50,11 @@ func TestParseGroupRefuses(t *testing.T) {
 		"a:gpus=0.5":              "gpu",
 		"a:label.=x":              "a key is up to",
 		"a:cpus=1,":               "must be KEY=VALUE",
+		"a:machine=2":             "machines is meant",
+		"a:machinez=2":            "machines is meant",
+		"a:mmachines=2":           "machines is meant",
+		"a:memry=2GiB":            "memory is meant",
+		"a:label=zone":            "a label is label.KEY=VALUE",
 	} {
 		_, err := ParseGroup(text, Group{})
 		assert.ErrorContains(t, err, want, "%q", text)

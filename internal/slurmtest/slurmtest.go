@@ -155,8 +155,8 @@ func (c *Cluster) KillSteps(t testing.TB, node int) {
 }
 
 // KillNode kills all that runs on a node, Slurm's own daemon first, as the loss of a machine does.
-// The function that it returns has Slurm declare the node dead, as it does itself when SlurmdTimeout
-// is over, and starts it again.
+// The function that it returns has Slurm declare the node dead, as it does itself after its
+// SlurmdTimeout, and starts it again.
 func (c *Cluster) KillNode(t testing.TB, node int) (replace func()) {
 	t.Helper()
 	slurmd := c.slurmds[node]
