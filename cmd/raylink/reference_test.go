@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestEveryFlagIsInTheReference shows that docs/cli.md has each command, and each flag of a command in
-// the command's section or in the part that holds for all commands.
+// TestEveryFlagIsInTheReference shows that docs/cli.md has each command, and each flag of a command
+// in the command's section or in the part that holds for all commands.
 func TestEveryFlagIsInTheReference(t *testing.T) {
 	text, err := os.ReadFile("../../docs/cli.md")
 	require.NoError(t, err)
