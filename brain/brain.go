@@ -33,6 +33,7 @@ import (
 	"github.com/raylink/raylink/brain/internal/store"
 	"github.com/raylink/raylink/brain/internal/tree"
 	"github.com/raylink/raylink/brain/internal/watch"
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/access"
@@ -179,6 +180,20 @@ func (b *Brain) Resolve(_ context.Context, where string) (*nodev1.NodeRecord, er
 	defer b.mu.RUnlock()
 	return b.tree.Lookup(tree.ByAny, where)
 }
+
+// AppendLookup appends the encoded response to a lookup that has come through a connection, as the
+// service's Lookup would answer it. It only reads memory. What it appends with an error has no
+// meaning.
+func (b *Brain) AppendLookup(to []byte, req *brainv1.LookupRequest) ([]byte, error) {
+	rec, err := b.lookUp(req)
+	if err != nil {
+		return to, err
+	}
+	return tree.AppendRecord(to, lookupNode, rec) // records are immutable, so not under the lock
+}
+
+// lookupNode is the number of the field of [brainv1.LookupResponse] that has the record.
+const lookupNode = 1
 
 // Service returns the service for calls within the process, without a connection. Its streaming
 // methods work only through a server.

@@ -107,6 +107,14 @@ func (s *service) Lookup(_ context.Context, req *brainv1.LookupRequest) (*brainv
 	if err := tree.CheckText(req); err != nil {
 		return nil, err
 	}
+	rec, err := s.brain.lookUp(req)
+	if err != nil {
+		return nil, err
+	}
+	return &brainv1.LookupResponse{Node: rec}, nil
+}
+
+func (b *Brain) lookUp(req *brainv1.LookupRequest) (*nodev1.NodeRecord, error) {
 	var by tree.By
 	var where string
 	switch asked := req.GetWhere().GetBy().(type) {
@@ -121,13 +129,9 @@ func (s *service) Lookup(_ context.Context, req *brainv1.LookupRequest) (*brainv
 	default:
 		return nil, connect.NewError(connect.CodeInvalidArgument, "a lookup needs a path, an alias or an nid")
 	}
-	s.brain.mu.RLock()
-	defer s.brain.mu.RUnlock()
-	rec, err := s.brain.tree.Lookup(by, where)
-	if err != nil {
-		return nil, err
-	}
-	return &brainv1.LookupResponse{Node: rec}, nil
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.tree.Lookup(by, where)
 }
 
 // List returns a subtree, or one level of it.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"strconv"
 	"strings"
+	"sync"
 	"weak"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
 
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/access"
@@ -33,13 +35,56 @@ type dispatcher struct {
 var _ tunnel.Handler = (*dispatcher)(nil)
 
 func newDispatcher(h *Host, hello tunnel.Hello, peer pki.Peer) *dispatcher {
-	own := tunnel.ServerHandlerWith(h.tunnelled, func(ctx context.Context) context.Context { return access.WithPeer(ctx, peer) }, isLookup)
+	own := tunnel.ServerHandlerWith(h.tunnelled, func(ctx context.Context) context.Context { return access.WithPeer(ctx, peer) })
 	return &dispatcher{host: h, client: hello.Client, peer: peer, own: own}
 }
 
 // isLookup reports whether a procedure is the lookup of a node in Brain. It only reads memory, and
 // takes less than a goroutine of its own.
 func isLookup(procedure string) bool { return procedure == brainv1connect.BrainServiceLookupProcedure }
+
+// lookup is a lookup of a node in Brain, which is in this process. It runs inline.
+type lookup struct {
+	host *Host
+	in   *tunnel.Incoming
+	req  brainv1.LookupRequest
+}
+
+var _ tunnel.Work = (*lookup)(nil)
+
+// serveLookup serves a lookup without the layers of a connect server, which would take longer than
+// the lookup: there are no interceptors, and Brain encodes the response.
+func (d *dispatcher) serveLookup(in *tunnel.Incoming) {
+	l := &lookup{host: d.host, in: in}
+	if err := in.Decode(&l.req); err != nil {
+		in.Reply(nil, err)
+		return
+	}
+	in.RunInline(l)
+}
+
+// Serve implements [tunnel.Work].
+func (l *lookup) Serve() {
+	buf, ok := lookupBuffers.Get().(*[]byte)
+	if !ok {
+		buf = new([]byte)
+	}
+	response, err := l.host.embedded.AppendLookup((*buf)[:0], &l.req)
+	if err != nil {
+		l.in.Reply(nil, err)
+	} else {
+		l.in.ReplyEncoded(response)
+	}
+	if *buf = response; cap(response) <= maxLookupBuffer {
+		lookupBuffers.Put(buf)
+	}
+}
+
+// lookupBuffers has the buffers of responses, of type *[]byte.
+var lookupBuffers sync.Pool //nolint:gochecknoglobals // a pool
+
+// maxLookupBuffer bounds the buffers that are kept between lookups, in bytes.
+const maxLookupBuffer = 64 << 10
 
 // find returns the node of a target if that incarnation of it lives here.
 func (d *dispatcher) find(target string) (*Node, error) {
@@ -182,6 +227,10 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	if in.Target == "" && d.only == nil {
 		if err := d.host.authorize(d.peer, in.Procedure); err != nil {
 			in.ReplyNotRun(err)
+			return
+		}
+		if d.host.embedded != nil && isLookup(in.Procedure) {
+			d.serveLookup(in)
 			return
 		}
 		d.own.ServeUnary(in)

@@ -115,6 +115,9 @@ type Brain interface {
 	SetAccess(source access.Source)
 	// SetHost announces the host under which Brain is reached.
 	SetHost(ctx context.Context, host *nodev1.HostInfo) error
+	// AppendLookup appends the encoded response to a lookup that has come through a connection. It
+	// only reads memory.
+	AppendLookup(to []byte, req *brainv1.LookupRequest) ([]byte, error)
 	// Root is Brain's own record.
 	Root() *nodev1.NodeRecord
 	// Failed is closed when Brain's store has failed, so that no further changes can be made.

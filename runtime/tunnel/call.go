@@ -59,6 +59,8 @@ type Call struct {
 	conn       *Conn
 	id         uint32
 	outMessage *outMessage
+	// requestBytes is the encoded size of the request, once Start has computed it.
+	requestBytes int
 	// raw keeps the response encoded in body, for the caller to decode.
 	raw  bool
 	body *codec.Buffer
@@ -141,6 +143,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	if err != nil {
 		return notRun(Unsendable(call.Procedure, c.dialled, call.Request, err))
 	}
+	call.requestBytes = size
 	if size > c.peer.maxMessage {
 		return notRun(MessageTooLarge(call.Procedure, true, size, c.peer.maxMessage))
 	}

@@ -66,12 +66,10 @@ func (s *unaryStream) start(m proto.Message) error {
 	if s.call.Header, s.failed = requestHeader(s.call.Header, s.info); s.failed != nil {
 		return s.failed
 	}
-	if s.info != nil && m != nil {
-		if size, err := codec.Size(m); err == nil { // else Start reports the error
-			s.info.SendStats = connect.MessageStats{Size: size}
-		}
-	}
 	s.failed = s.conn.Start(s.ctx, &s.call)
+	if s.info != nil && m != nil {
+		s.info.SendStats = connect.MessageStats{Size: s.call.requestBytes}
+	}
 	return s.failed
 }
 
@@ -176,43 +174,27 @@ func (t *transport) NewClientStream(ctx context.Context, spec connect.Spec) (con
 // DeadlineExceeded. An error received from another node is passed on with its code, text and
 // details.
 func ServerHandler(server *connect.Server) Handler {
-	return ServerHandlerWith(server, func(ctx context.Context) context.Context { return ctx }, nil)
+	return ServerHandlerWith(server, func(ctx context.Context) context.Context { return ctx })
 }
 
 // ServerHandlerWith is ServerHandler with contexts that with returns for those of calls: for what
-// is known of a connection's peer. inline reports which unary procedures take no longer than
-// unparking a goroutine: they run on the read loop, see [Incoming.RunInline]. nil means none.
-func ServerHandlerWith(server *connect.Server, with func(context.Context) context.Context, inline func(procedure string) bool) Handler {
-	return &serverHandler{server: server, with: with, inline: inline}
+// is known of a connection's peer.
+func ServerHandlerWith(server *connect.Server, with func(context.Context) context.Context) Handler {
+	return &serverHandler{server: server, with: with}
 }
 
 type serverHandler struct {
 	server *connect.Server
 	with   func(context.Context) context.Context
-	inline func(procedure string) bool
 }
 
-// ServeUnary runs the method inline or on its own goroutine, with a copy of the request.
+// ServeUnary runs the method on its own goroutine, with a copy of the request.
 func (h *serverHandler) ServeUnary(in *Incoming) {
 	sent := in.conn().reading.request.body
 	body := codec.NewBuffer(len(sent))
 	body.B = append(body.B, sent...)
-	if h.inline != nil && h.inline(in.Procedure) {
-		in.RunInline(&inlineUnary{handler: h, in: in, body: body})
-		return
-	}
 	go h.unary(in, body)
 }
-
-// inlineUnary is a call that runs inline.
-type inlineUnary struct {
-	handler *serverHandler
-	in      *Incoming
-	body    *codec.Buffer
-}
-
-// Serve implements [Work].
-func (w *inlineUnary) Serve() { w.handler.unary(w.in, w.body) }
 
 func (h *serverHandler) unary(in *Incoming, body *codec.Buffer) {
 	info := serverInfo(in)

@@ -231,6 +231,10 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	answered = true
 }
 
+// ReplyEncoded is [Incoming.Reply] with a response that is encoded already, for handlers that
+// encode faster than protobuf. The response is copied.
+func (in *Incoming) ReplyEncoded(response []byte) { in.Reply(&codec.Raw{B: response}, nil) }
+
 // ReplyNotRun answers a call of any shape with an error and certifies that the call has not run.
 // The caller's error matches [ErrNotRun], so the call may be retried elsewhere. It is for handlers
 // that refuse a call before any code of the node has run for it.

@@ -58,7 +58,12 @@ func (x *Txn) Writes() ([]Write, error) {
 	for nid, n := range x.nodes {
 		switch {
 		case n != nil:
-			put(keyNode+nid, &brainv1.StoredNode{Record: n.rec, Born: n.born, Launcher: n.launcher})
+			e := encoder{b: make([]byte, 0, storedBytes)}
+			e.storedNode(n)
+			if e.err != nil {
+				failed = fmt.Errorf("write %q: %w", keyNode+nid, e.err)
+			}
+			writes = append(writes, Write{Key: keyNode + nid, Value: e.b})
 		case t.nodes[nid] != nil:
 			writes = append(writes, Write{Key: keyNode + nid})
 		}
@@ -88,6 +93,18 @@ func (x *Txn) Writes() ([]Write, error) {
 		writes = append(writes, Write{Key: keyRevision, Value: binary.BigEndian.AppendUint64(nil, x.revision)})
 	}
 	return writes, failed
+}
+
+// storedBytes is the usual size of a stored node, in bytes.
+const storedBytes = 512
+
+// storedNode appends the fields of a [brainv1.StoredNode].
+func (e *encoder) storedNode(n *node) {
+	e.record(1, n.rec)
+	e.number(2, n.born)
+	if n.launcher != nil {
+		e.host(3, n.launcher)
+	}
 }
 
 func tombKey(d *tombstone) string  { return keyTomb + revisionKey(d.rec.GetRevision()) }

@@ -18,12 +18,27 @@ import (
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
+
+// Raw is a message that is encoded already.
+type Raw struct{ B []byte }
+
+// ProtoReflect implements [proto.Message]: the message is one without any field that is known.
+func (r *Raw) ProtoReflect() protoreflect.Message {
+	m := new(emptypb.Empty).ProtoReflect()
+	m.SetUnknown(r.B)
+	return m
+}
 
 // Size returns the encoded size of a message; nil is the empty message.
 func Size(msg proto.Message) (size int, err error) {
 	if msg == nil {
 		return 0, nil
+	}
+	if raw, ok := msg.(*Raw); ok {
+		return len(raw.B), nil
 	}
 	returned := false
 	defer func() {
@@ -55,6 +70,9 @@ func AppendUnsized(b []byte, msg proto.Message) ([]byte, error) {
 func marshal(how proto.MarshalOptions, b []byte, msg proto.Message) (out []byte, err error) {
 	if msg == nil {
 		return b, nil
+	}
+	if raw, ok := msg.(*Raw); ok {
+		return append(b, raw.B...), nil
 	}
 	returned := false
 	defer func() {
