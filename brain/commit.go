@@ -11,7 +11,7 @@ import (
 )
 
 // maxGroup is how many changes one sync may contain.
-const maxGroup = 1024
+const maxGroup = 256
 
 // change is one request to change the tree.
 type change struct {

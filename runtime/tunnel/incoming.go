@@ -186,7 +186,7 @@ func (in *Incoming) OnEnd() { in.ctx.notifyHandler() }
 func (in *Incoming) Context() context.Context { return &in.ctx }
 
 // PeerAddr returns the network address of the caller's end.
-func (in *Incoming) PeerAddr() string { return in.conn().nc.RemoteAddr().String() }
+func (in *Incoming) PeerAddr() string { return in.conn().peerAddr() }
 
 // Decode decodes the request into msg, which must be empty. It must be called before ServeUnary
 // returns, and not for streams. A large request may be decoded only once, since msg may alias its

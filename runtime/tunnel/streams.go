@@ -48,7 +48,7 @@ func (c *Conn) stream(ctx context.Context, req StreamRequest, info *connect.Call
 		return nil, err
 	}
 	if info != nil {
-		describe(info, c.nc.RemoteAddr().String())
+		describe(info, c.peerAddr())
 	}
 	if req.StreamType == connect.StreamTypeUnary {
 		return newUnaryStream(ctx, c, req, info), nil

@@ -57,6 +57,9 @@ type Conn struct {
 	// secured is nil without TLS, and until the handshake of the tunnel has succeeded.
 	secured *secured
 
+	// peerText is the result of peerAddr, once it was called.
+	peerText atomic.Pointer[string]
+
 	sawTraffic            atomic.Bool
 	calls, sent, received atomic.Uint64
 	// windows and excess limit what all streams together grant beyond their initial windows.
@@ -242,6 +245,16 @@ func (c *Conn) Hello() Hello { return c.hello }
 
 // Welcome returns the accepting side's part of the handshake.
 func (c *Conn) Welcome() Welcome { return c.welcome }
+
+// peerAddr returns the address of the other side as a text, which every call through connect needs.
+func (c *Conn) peerAddr() string {
+	if known := c.peerText.Load(); known != nil {
+		return *known
+	}
+	text := c.nc.RemoteAddr().String()
+	c.peerText.Store(&text)
+	return text
+}
 
 // RemoteAddr returns the address of the other side, as its net.Conn has it.
 func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }

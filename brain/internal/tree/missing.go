@@ -30,27 +30,34 @@ func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 	if len(path) > t.limits.MaxDepth*(nodename.MaxTypeBytes+20) {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "the path %q has %d bytes", clip(path), len(path))
 	}
-	names := strings.Split(path, "/")
-	for _, name := range names {
-		if name == "" || name == "." || name == ".." {
-			return nil, connect.Errorf(connect.CodeInvalidArgument,
-				"%q is not an absolute path, names with single slashes between them; only a node can resolve relative ones", clip(path))
-		}
-	}
-	above := (*nodev1.NodeRecord)(nil)
-	nid := ""
-	for _, name := range names {
-		nid = t.childrenByName[nid][name]
-		n := t.nodes[nid]
+	above, nid := (*nodev1.NodeRecord)(nil), ""
+	for rest, more := path, true; more; {
+		var name string
+		name, rest, more = strings.Cut(rest, "/")
+		n := t.nodes[t.childrenByName[nid][name]]
 		if n == nil {
+			if !isAbsolute(path) {
+				return nil, connect.Errorf(connect.CodeInvalidArgument,
+					"%q is not an absolute path, names with single slashes between them; only a node can resolve relative ones", clip(path))
+			}
 			if d := t.tombPaths[path]; d != nil {
 				return nil, deadError(d.rec)
 			}
 			return nil, t.unknownPath(path, above, name)
 		}
-		above = n.rec
+		above, nid = n.rec, n.rec.GetNid()
 	}
 	return above, nil
+}
+
+// isAbsolute reports whether a path consists of names. No node has one of those that do not count.
+func isAbsolute(path string) bool {
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" || name == "." || name == ".." {
+			return false
+		}
+	}
+	return true
 }
 
 // unknownPath is the error for a path whose first missing name is below above (nil: the root).

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"strconv"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -151,17 +153,44 @@ func (t *Tree) loadAllocation(rec *nodev1.NodeRecord) error {
 	})
 }
 
-// placeText is a place in a canonical form: a short one as it is, or else its hash.
-func placeText(place *nodev1.Place) string {
+// appendPlace appends a place in a canonical form: a short one as it is, or else its hash.
+func appendPlace(b []byte, place *nodev1.Place) []byte {
 	if place == nil {
-		return ""
+		return b
 	}
-	// Maps are printed sorted by key.
-	text := fmt.Sprintf(" %v %q %q %q %d", place.GetResources(), place.GetLabels(), place.GetOn(), place.GetNear(), place.GetStrategy())
-	if len(text) <= 256 {
-		return text
+	start := len(b)
+	b = appendMap(append(b, ' '), place.GetResources(), appendAmount)
+	b = appendMap(append(b, ' '), place.GetLabels(), func(b []byte, name, value string) []byte {
+		return strconv.AppendQuote(append(strconv.AppendQuote(b, name), ':'), value)
+	})
+	b = strconv.AppendQuote(append(b, ' '), place.GetOn())
+	b = strconv.AppendQuote(append(b, ' '), place.GetNear())
+	b = strconv.AppendInt(append(b, ' '), int64(place.GetStrategy()), 10)
+	if text := b[start:]; len(text) > 256 {
+		return fmt.Appendf(b[:start], " %x", sha256.Sum256(text))
 	}
-	return fmt.Sprintf(" %x", sha256.Sum256([]byte(text)))
+	return b
+}
+
+func appendAmount(b []byte, name string, amount int64) []byte {
+	return strconv.AppendInt(append(append(b, name...), ':'), amount, 10)
+}
+
+// appendMap appends the entries of a map, sorted by key, as package fmt prints them.
+func appendMap[V any](b []byte, m map[string]V, entry func(b []byte, key string, value V) []byte) []byte {
+	b = append(b, "map["...)
+	keys := make([]string, 0, 8)
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	for i, key := range keys {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = entry(b, key, m[key])
+	}
+	return append(b, ']')
 }
 
 // shared has values that many records have in common, so that each is in memory once. They are
@@ -170,6 +199,7 @@ type shared struct {
 	byText      map[string]placement.Resources
 	hosts       map[string]*nodev1.HostInfo
 	texts       map[string]string
+	asked       map[string]string // what registrations ask for
 	allocations map[allocationKey]*nodev1.Allocation
 }
 
@@ -188,19 +218,24 @@ const maxShared = 1 << 14
 func newShared() *shared {
 	return &shared{
 		byText: make(map[string]placement.Resources), hosts: make(map[string]*nodev1.HostInfo),
-		texts: make(map[string]string), allocations: make(map[allocationKey]*nodev1.Allocation),
+		texts: make(map[string]string), asked: make(map[string]string), allocations: make(map[allocationKey]*nodev1.Allocation),
 	}
 }
 
 // text returns an equal string: types, services and machines repeat.
-func (s *shared) text(text string) string {
-	if known, ok := s.texts[text]; ok {
+func (s *shared) text(text string) string { return sharedText(s.texts, text) }
+
+// request returns an equal text of what a registration asks for: those of one program repeat.
+func (s *shared) request(asked string) string { return sharedText(s.asked, asked) }
+
+func sharedText(texts map[string]string, text string) string {
+	if known, ok := texts[text]; ok {
 		return known
 	}
-	if len(s.texts) >= maxShared {
-		clear(s.texts)
+	if len(texts) >= maxShared {
+		clear(texts)
 	}
-	s.texts[text] = text
+	texts[text] = text
 	return text
 }
 
@@ -233,7 +268,7 @@ func (s *shared) resources(resources map[string]int64) placement.Resources {
 	}
 	own := placement.Resources(maps.Clone(resources))
 	maps.DeleteFunc(own, func(_ string, amount int64) bool { return amount == 0 })
-	key := own.String()
+	key := string(appendMap(nil, own, appendAmount))
 	if known, ok := s.byText[key]; ok {
 		return known
 	}

@@ -1,7 +1,7 @@
 package tree
 
 import (
-	"fmt"
+	"strconv"
 	"strings"
 
 	"connectrpc.com/connect/v2"
@@ -24,7 +24,7 @@ const maxKinds = 4096
 // If the request has a place, the records have allocations. It fails if there is none at the
 // moment; see [Txn.RegisterOrWait].
 func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
-	return x.register(req, nil)
+	return x.register(req, x.asked(req), nil)
 }
 
 // parentOf is the nid of the parent; empty for the root.
@@ -41,15 +41,20 @@ func (x *Txn) asked(req *brainv1.RegisterRequest) string {
 	if req.GetRequestId() == "" {
 		return ""
 	}
-	return fmt.Sprintf("%q %q %q %d %q %t", x.parentOf(req), req.GetType(), req.GetService(), max(int(req.GetCount()), 1),
-		req.GetAlias(), req.GetRestarts()) + placeText(req.GetPlace())
+	b := make([]byte, 0, 128)
+	for _, text := range []string{x.parentOf(req), req.GetType(), req.GetService()} {
+		b = append(strconv.AppendQuote(b, text), ' ')
+	}
+	b = append(strconv.AppendInt(b, int64(max(int(req.GetCount()), 1)), 10), ' ')
+	b = append(strconv.AppendQuote(b, req.GetAlias()), ' ')
+	return string(appendPlace(strconv.AppendBool(b, req.GetRestarts()), req.GetPlace()))
 }
 
-// register is Register, with the places that were decided for a request that has waited, or nil.
-func (x *Txn) register(req *brainv1.RegisterRequest, places []placement.Allocation) ([]*nodev1.NodeRecord, error) {
+// register is Register, for what the request asks, with the places that were decided for one that
+// has waited, or nil.
+func (x *Txn) register(req *brainv1.RegisterRequest, asked string, places []placement.Allocation) ([]*nodev1.NodeRecord, error) {
 	parent, kind, alias := x.parentOf(req), req.GetType(), req.GetAlias()
 	count := max(int(req.GetCount()), 1)
-	asked := x.asked(req)
 	if id := req.GetRequestId(); id != "" {
 		if !IsUUID(id) {
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "the request id %q is not a UUID", clip(id))
@@ -120,7 +125,7 @@ func (x *Txn) register(req *brainv1.RegisterRequest, places []placement.Allocati
 	}
 	putNested(x.indices, parent, kind, index)
 	if id := req.GetRequestId(); id != "" {
-		done := &request{id: id, asked: asked, nids: nids, done: x.now, seq: first}
+		done := &request{id: id, asked: x.shared.request(asked), nids: nids, done: x.now, seq: first}
 		x.requests[id] = done
 		x.reqList = append(x.reqList, done)
 	}

@@ -186,7 +186,7 @@ func (t *Tree) load(key string, value []byte) error {
 		if err != nil {
 			return err
 		}
-		r := &request{id: stored.GetId(), asked: stored.GetAsked(), nids: stored.GetNids(), done: stored.GetDone().AsTime(), seq: seq}
+		r := &request{id: stored.GetId(), asked: t.shared.request(stored.GetAsked()), nids: stored.GetNids(), done: stored.GetDone().AsTime(), seq: seq}
 		t.requests[r.id] = r
 		t.requestQueue = append(t.requestQueue, r)
 		return nil

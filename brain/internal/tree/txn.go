@@ -49,6 +49,9 @@ type Txn struct {
 	answers     []answer
 	endedHosts  map[string]string // how they have ended, by id
 	someEnded   bool              // a node or a host
+
+	// spare is a nested transaction that has ended, whose maps the next one uses.
+	spare *Txn
 }
 
 // Begin starts a transaction on the tree. While it is open no other one may be merged.
@@ -60,7 +63,13 @@ func (t *Tree) Begin(now time.Time) *Txn {
 
 // Begin starts a nested transaction.
 func (x *Txn) Begin() *Txn {
-	inner := newTxn(x, x.limits, x.now)
+	inner := x.spare
+	if inner == nil {
+		inner = newTxn(x, x.limits, x.now)
+	} else {
+		x.spare = nil
+		inner.base, inner.revision, inner.count = x, x.revision, x.count
+	}
 	inner.shared, inner.accounts, inner.keeping, inner.expecting = x.shared, x.accounts.Begin(), x.keeping, x.expecting
 	return inner
 }
@@ -103,10 +112,28 @@ func (x *Txn) Merge() {
 	switch base := x.base.(type) {
 	case *Txn:
 		base.apply(x)
+		base.spare = x.cleared()
 	case *Tree:
 		base.apply(x)
 	}
 	x.base = nil
+}
+
+// cleared removes everything staged, and returns the transaction: its maps are what most of it
+// costs, in a group of a thousand small ones.
+func (x *Txn) cleared() *Txn {
+	clear(x.nodes)
+	clear(x.childrenByName)
+	clear(x.aliases)
+	clear(x.indices)
+	clear(x.tombs)
+	clear(x.requests)
+	clear(x.hosts)
+	*x = Txn{
+		limits: x.limits, now: x.now, spare: x.spare,
+		nodes: x.nodes, childrenByName: x.childrenByName, aliases: x.aliases, indices: x.indices, tombs: x.tombs, requests: x.requests, hosts: x.hosts,
+	}
+	return x
 }
 
 func (x *Txn) apply(inner *Txn) {

@@ -60,21 +60,24 @@ type answer struct {
 // turn.
 func (x *Txn) RegisterOrWait(req *brainv1.RegisterRequest, caller Caller) ([]*nodev1.NodeRecord, *Waiting, error) {
 	id := req.GetRequestId()
-	w := &Waiting{
-		caller: caller, id: id, asked: x.asked(req), parent: x.parentOf(req), launcher: req.GetLauncher().GetId(),
-		run: func(x *Txn, places []placement.Allocation) ([]*nodev1.NodeRecord, error) {
-			return x.register(req, places)
-		},
+	asked := x.asked(req)
+	waits := func() *Waiting {
+		return &Waiting{
+			caller: caller, id: id, asked: asked, parent: x.parentOf(req), launcher: req.GetLauncher().GetId(),
+			run: func(x *Txn, places []placement.Allocation) ([]*nodev1.NodeRecord, error) {
+				return x.register(req, asked, places)
+			},
+		}
 	}
 	if earlier := x.waitingFor(id); earlier != nil {
-		if earlier.asked != w.asked {
+		if earlier.asked != asked {
 			return nil, nil, errOtherRequest(id)
 		}
-		return nil, x.replace(earlier, w), nil
+		return nil, x.replace(earlier, waits()), nil
 	}
-	nodes, err := x.Register(req)
+	nodes, err := x.register(req, asked, nil)
 	if lacking, ok := errors.AsType[*lackingError](err); ok {
-		w, err = x.wait(w, lacking.request)
+		w, err := x.wait(waits(), lacking.request)
 		return nil, w, err
 	}
 	return nodes, nil, err

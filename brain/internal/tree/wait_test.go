@@ -266,7 +266,7 @@ func TestPlaceBelongsToTheRequest(t *testing.T) {
 	require.Equal(t, node, c.place(req))
 	_, _, err := c.try(&brainv1.RegisterRequest{Place: gpus(2), RequestId: uuid("7")})
 	require.ErrorContains(t, err, "was used for another registration")
-	require.Less(t, len(placeText(&nodev1.Place{On: strings.Repeat("x", 10_000)})), 100)
+	require.Less(t, len(appendPlace(nil, &nodev1.Place{On: strings.Repeat("x", 10_000)})), 100)
 	c.reload()
 	require.True(t, proto.Equal(node, c.place(req)))
 	uses := c.p.x.Uses([]*nodev1.NodeRecord{node})
