@@ -38,6 +38,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/access"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/records"
 )
 
 // Brain is an open registry. Its methods are safe for concurrent use.
@@ -189,7 +190,7 @@ func (b *Brain) AppendLookup(to []byte, req *brainv1.LookupRequest) ([]byte, err
 	if err != nil {
 		return to, err
 	}
-	return tree.AppendRecord(to, lookupNode, rec) // records are immutable, so not under the lock
+	return records.Append(to, lookupNode, rec) // records are immutable, so not under the lock
 }
 
 // lookupNode is the number of the field of [brainv1.LookupResponse] that has the record.

@@ -7,6 +7,8 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	"github.com/raylink/raylink/internal/records"
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // brainClient makes the runtime's own calls of Brain. They run with the contexts of users' calls,
@@ -17,6 +19,10 @@ type brainClient struct {
 }
 
 var _ brainv1connect.BrainServiceClient = brainClient{}
+
+func init() { //nolint:gochecknoinits // every client of Brain decodes lookups so
+	tunnel.RegisterDecoder(records.DecodeLookup)
+}
 
 func own(ctx context.Context) context.Context {
 	ctx, _ = connect.NewClientContext(ctx)

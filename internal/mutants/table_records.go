@@ -1,8 +1,11 @@
 package mutants
 
-// ofRecords returns the mutants of how Brain encodes records.
+// ofRecords returns the mutants of how records are encoded and decoded.
 func ofRecords() []Mutant {
-	const file = "brain/internal/tree/encode.go"
+	const (
+		file   = "internal/records/encode.go"
+		decode = "internal/records/decode.go"
+	)
 	return []Mutant{
 		{
 			Name: "records/encoded-without-a-field",
@@ -23,6 +26,29 @@ func ofRecords() []Mutant {
 			Name: "records/long-messages-are-not-moved",
 			Edit: Edit{File: file, Func: "encoder.end", Original: "copy(e.b[start-1+len(length):], e.b[start:start+size])", Mutated: ""},
 			Test: "TestLengthsOfAnySizeAreEncoded",
+		},
+		{
+			Name: "records/a-second-message-is-not-merged",
+			Edit: Edit{File: decode, Func: "decoder.record", Original: "f.once(rec.GetHost() == nil)", Mutated: ""},
+			Test: "TestWhatHasToBeMergedOrIsUnknownIsLeftToProtobuf",
+		},
+		{
+			Name: "records/decoded-text-is-not-checked",
+			Edit: Edit{File: decode, Func: "decoder.text", Original: "!utf8.ValidString(s)", Mutated: "false"},
+			Test: "TestWhatHasToBeMergedOrIsUnknownIsLeftToProtobuf",
+		},
+		{
+			Name: "records/unknown-fields-are-dropped",
+			Edit: Edit{File: decode, Func: "decoder.record", Original: "default: f.failed = true", Mutated: "default: f.bytes()"},
+			Test: "TestWhatHasToBeMergedOrIsUnknownIsLeftToProtobuf",
+		},
+		{
+			Name: "codec/messages-that-are-not-decoded-are-left-empty",
+			Edit: Edit{
+				File: "runtime/tunnel/internal/codec/decode.go", Func: "Unmarshal", Original: "decode != nil && decode(b, msg)",
+				Mutated: "decode != nil && (decode(b, msg) || true)",
+			},
+			Test: "TestRegisteredDecoderMayLeaveAMessageToProtobuf",
 		},
 	}
 }

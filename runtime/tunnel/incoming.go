@@ -209,7 +209,13 @@ func (in *Incoming) Decode(msg proto.Message) error {
 // Reply answers a unary call with res (nil means the empty message) or an error. It is safe for
 // concurrent use and does not block. res must not be modified afterwards. Only the first Reply has
 // an effect.
-func (in *Incoming) Reply(res proto.Message, err error) {
+func (in *Incoming) Reply(res proto.Message, err error) { in.replySized(res, unknownSize, err) }
+
+// unknownSize is the size of a message for which codec.Size has not been called.
+const unknownSize = -1
+
+// replySized is Reply with a response whose size codec.Size has just returned, or unknownSize.
+func (in *Incoming) replySized(res proto.Message, size int, err error) {
 	if !in.replied.CompareAndSwap(false, true) {
 		return
 	}
@@ -224,16 +230,18 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 			return
 		}
 		f := usercode.Outcome(false, recover()) // a method of the message or error panicked or ended the goroutine
-		in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, nil, f))
+		in.conn().reply(in, header, trailer, nil, 0, in.conn().notEncoded(in, nil, f))
 		in.ctx.finish()
 	}()
-	in.conn().reply(in, header, trailer, res, err)
+	in.conn().reply(in, header, trailer, res, size, err)
 	answered = true
 }
 
 // ReplyEncoded is [Incoming.Reply] with a response that is encoded already, for handlers that
 // encode faster than protobuf. The response is copied.
-func (in *Incoming) ReplyEncoded(response []byte) { in.Reply(&codec.Raw{B: response}, nil) }
+func (in *Incoming) ReplyEncoded(response []byte) {
+	in.replySized(&codec.Raw{B: response}, len(response), nil)
+}
 
 // ReplyNotRun answers a call of any shape with an error and certifies that the call has not run.
 // The caller's error matches [ErrNotRun], so the call may be retried elsewhere. It is for handlers
@@ -244,7 +252,7 @@ func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{connecte
 // handler has set.
 func (in *Incoming) refuse(err error) {
 	if in.replied.CompareAndSwap(false, true) {
-		in.conn().reply(in, nil, nil, nil, err)
+		in.conn().reply(in, nil, nil, nil, 0, err)
 		in.ctx.end(context.Canceled)
 	}
 }
@@ -261,15 +269,19 @@ func (in *Incoming) abandon(reason error) {
 	in.ctx.end(context.Canceled)
 }
 
-// reply queues the REPLY to a call of any shape.
-func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, failure error) {
-	size := 0
+// reply queues the REPLY to a call of any shape. size is that of the response, or unknownSize.
+func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, size int, failure error) {
 	if _, refused := failure.(*notRunError); failure != nil && !refused { //nolint:errorlint // deliberately not errors.As: see appendFailure
 		failure = connecterr.From(failure) // before taking the lock: it calls methods of foreign error types
 	}
-	if failure == nil {
+	if failure != nil {
+		size = 0
+	} else {
 		var err error
-		if size, err = codec.Size(res); err != nil {
+		if size == unknownSize {
+			size, err = codec.Size(res)
+		}
+		if err != nil {
 			failure = c.notEncoded(in, res, err)
 		} else if size > c.peer.maxMessage {
 			failure = MessageTooLarge(in.Procedure, false, size, c.peer.maxMessage)

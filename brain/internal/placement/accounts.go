@@ -65,10 +65,14 @@ type holding struct {
 	node string
 }
 
+// holder is one resource that a node has.
 type holder struct {
-	machine, resource, node string
-	amount                  int64
+	*holding
+
+	resource string
 }
+
+func (h *holder) amount() int64 { return h.Resources[h.resource] }
 
 // New makes accounts without machines.
 func New() *Accounts {
@@ -76,8 +80,8 @@ func New() *Accounts {
 		machines: btree.NewG(degree, func(a, b *account) bool { return a.id < b.id }),
 		nodes:    btree.NewG(degree, func(a, b *holding) bool { return a.node < b.node }),
 		holders: btree.NewG(degree, func(a, b holder) bool {
-			if a.machine != b.machine {
-				return a.machine < b.machine
+			if a.Machine != b.Machine {
+				return a.Machine < b.Machine
 			}
 			if a.resource != b.resource {
 				return a.resource < b.resource
@@ -160,7 +164,8 @@ func (a *Accounts) Expect(machines bool) {
 // allocation, if another node has one of its GPUs, or if the allocation contradicts itself: records
 // of this package's decisions do none of this.
 func (a *Accounts) Allocate(node string, given Allocation) error {
-	if a.nodes.Has(&holding{node: node}) {
+	has := &holding{node: node, Allocation: given}
+	if a.nodes.Has(has) {
 		return fmt.Errorf("allocate resources to node %s: it has an allocation", node)
 	}
 	if err := given.check(); err != nil {
@@ -182,9 +187,9 @@ func (a *Accounts) Allocate(node string, given Allocation) error {
 			acct.gpus = slices.Sorted(slices.Values(slices.Concat(acct.gpus, given.GPUs)))
 		}
 	})
-	a.nodes.ReplaceOrInsert(&holding{node: node, Allocation: given})
-	for name, amount := range given.Resources {
-		a.holders.ReplaceOrInsert(holder{machine: given.Machine, resource: name, node: node, amount: amount})
+	a.nodes.ReplaceOrInsert(has)
+	for name := range given.Resources {
+		a.holders.ReplaceOrInsert(holder{resource: name, holding: has})
 	}
 	return nil
 }
@@ -225,7 +230,7 @@ func (a *Accounts) Release(node string) {
 	})
 	a.nodes.Delete(had)
 	for name := range had.Resources {
-		a.holders.Delete(holder{machine: had.Machine, resource: name, node: node})
+		a.holders.Delete(holder{resource: name, holding: had})
 	}
 	a.stale = true
 }

@@ -340,13 +340,14 @@ func (a *Accounts) addHolders(e *LackingError, acct *account, resource string) {
 	if i, found := acct.find(resource); !found || acct.balances[i].used == 0 {
 		return
 	}
-	a.holders.AscendGreaterOrEqual(holder{machine: acct.id, resource: resource}, func(h holder) bool {
-		if h.machine != acct.id || h.resource != resource {
+	first := holder{resource: resource, holding: &holding{Allocation: Allocation{Machine: acct.id}}}
+	a.holders.AscendGreaterOrEqual(first, func(h holder) bool {
+		if h.Machine != acct.id || h.resource != resource {
 			return false
 		}
 		e.More = len(e.Holders) == maxListed
 		if !e.More {
-			e.Holders = append(e.Holders, Holder{Node: h.node, Machine: acct.machine.Name, Resource: resource, Amount: h.amount})
+			e.Holders = append(e.Holders, Holder{Node: h.node, Machine: acct.machine.Name, Resource: resource, Amount: h.amount()})
 		}
 		return !e.More
 	})

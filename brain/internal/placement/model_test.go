@@ -203,7 +203,7 @@ func dump(a *Accounts) string {
 		return true
 	})
 	a.holders.Ascend(func(h holder) bool {
-		fmt.Fprintln(&b, h)
+		fmt.Fprintln(&b, h.Machine, h.resource, h.node, h.amount())
 		return true
 	})
 	return b.String()

@@ -8,9 +8,11 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/raylink/raylink/brain/internal/placement"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
@@ -201,6 +203,10 @@ type shared struct {
 	texts       map[string]string
 	asked       map[string]string // what registrations ask for
 	allocations map[allocationKey]*nodev1.Allocation
+	// at is the last time that a node was created, and created its timestamp: the changes of a
+	// group have the same.
+	at      time.Time
+	created *timestamppb.Timestamp
 }
 
 // allocationKey finds an allocation without GPUs. Those with equal keys may differ.
@@ -227,6 +233,14 @@ func (s *shared) text(text string) string { return sharedText(s.texts, text) }
 
 // request returns an equal text of what a registration asks for: those of one program repeat.
 func (s *shared) request(asked string) string { return sharedText(s.asked, asked) }
+
+// time returns the timestamp of a time.
+func (s *shared) time(now time.Time) *timestamppb.Timestamp {
+	if s.created == nil || !now.Equal(s.at) {
+		s.at, s.created = now, timestamppb.New(now)
+	}
+	return s.created
+}
 
 func sharedText(texts map[string]string, text string) string {
 	if known, ok := texts[text]; ok {

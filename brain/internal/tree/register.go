@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"connectrpc.com/connect/v2"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/raylink/raylink/brain/internal/placement"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
@@ -101,7 +100,7 @@ func (x *Txn) register(req *brainv1.RegisterRequest, asked string, places []plac
 	first := x.revision + 1
 	launcher := x.shared.host(req.GetLauncher())
 	kind = x.shared.text(kind)
-	service, created := x.shared.text(req.GetService()), timestamppb.New(x.now)
+	service, created := x.shared.text(req.GetService()), x.shared.time(x.now)
 	if above != nil {
 		parent = above.GetNid() // one string for all children
 	}

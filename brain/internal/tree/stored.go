@@ -7,11 +7,13 @@ import (
 	"iter"
 	"strings"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/records"
 )
 
 // The tree on disk is a set of entries:
@@ -58,12 +60,11 @@ func (x *Txn) Writes() ([]Write, error) {
 	for nid, n := range x.nodes {
 		switch {
 		case n != nil:
-			e := encoder{b: make([]byte, 0, storedBytes)}
-			e.storedNode(n)
-			if e.err != nil {
-				failed = fmt.Errorf("write %q: %w", keyNode+nid, e.err)
+			value, err := appendNode(make([]byte, 0, storedBytes), n)
+			if err != nil {
+				failed = fmt.Errorf("write %q: %w", keyNode+nid, err)
 			}
-			writes = append(writes, Write{Key: keyNode + nid, Value: e.b})
+			writes = append(writes, Write{Key: keyNode + nid, Value: value})
 		case t.nodes[nid] != nil:
 			writes = append(writes, Write{Key: keyNode + nid})
 		}
@@ -98,13 +99,23 @@ func (x *Txn) Writes() ([]Write, error) {
 // storedBytes is the usual size of a stored node, in bytes.
 const storedBytes = 512
 
-// storedNode appends the fields of a [brainv1.StoredNode].
-func (e *encoder) storedNode(n *node) {
-	e.record(1, n.rec)
-	e.number(2, n.born)
-	if n.launcher != nil {
-		e.host(3, n.launcher)
+// The numbers of the fields of [brainv1.StoredNode].
+const (
+	storedRecord   = 1
+	storedBorn     = 2
+	storedLauncher = 3
+)
+
+// appendNode appends the fields of a [brainv1.StoredNode].
+func appendNode(b []byte, n *node) ([]byte, error) {
+	b, err := records.Append(b, storedRecord, n.rec)
+	if err == nil && n.launcher != nil {
+		b, err = records.AppendHost(b, storedLauncher, n.launcher)
 	}
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the caller names the node
+	}
+	return protowire.AppendVarint(protowire.AppendTag(b, storedBorn, protowire.VarintType), n.born), nil
 }
 
 func tombKey(d *tombstone) string  { return keyTomb + revisionKey(d.rec.GetRevision()) }

@@ -1,10 +1,11 @@
-package tree
+package records
 
 import (
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -19,14 +20,14 @@ import (
 // fullHost has every field of a host.
 func fullHost() *nodev1.HostInfo {
 	return &nodev1.HostInfo{
-		Id: NewUUID(), Address: "10.0.0.1:7000", Socket: "/run/a", Machine: "mäkine", Pid: 7, Build: "b", Directory: "/run", Nonce: "n",
+		Id: uuid.NewString(), Address: "10.0.0.1:7000", Socket: "/run/a", Machine: "mäkine", Pid: 7, Build: "b", Directory: "/run", Nonce: "n",
 	}
 }
 
 // fullRecord has every field of a record and of its messages.
 func fullRecord() *nodev1.NodeRecord {
 	return &nodev1.NodeRecord{
-		Nid: NewUUID(), Name: "b-1", Path: "a-0/b-1", Type: "b", Index: 1, Parent: NewUUID(), Service: "f.v1.G", Alias: "g", Incarnation: 2,
+		Nid: uuid.NewString(), Name: "b-1", Path: "a-0/b-1", Type: "b", Index: 1, Parent: uuid.NewString(), Service: "f.v1.G", Alias: "g", Incarnation: 2,
 		State: nodev1.NodeState_NODE_STATE_RUNNING, Host: fullHost(),
 		Attributes: map[string]*nodev1.Value{
 			"i": {Kind: &nodev1.Value_Int64Value{Int64Value: -1}}, "s": {Kind: &nodev1.Value_StringValue{StringValue: "t"}}, "none": {},
@@ -37,7 +38,7 @@ func fullRecord() *nodev1.NodeRecord {
 }
 
 func encoded(t require.TestingT, rec *nodev1.NodeRecord) *nodev1.NodeRecord {
-	b, err := AppendRecord([]byte{}, 1, rec)
+	b, err := Append([]byte{}, 1, rec)
 	require.NoError(t, err)
 	var res brainv1.LookupResponse
 	require.NoError(t, proto.Unmarshal(b, &res))
@@ -59,17 +60,6 @@ func TestEncodedRecordHasEveryField(t *testing.T) {
 	rec.Created, rec.Host.Pid, rec.State = timestamppb.New(time.Unix(-5, 0)), -1, -1
 	rec.Allocation.Resources["debt"] = -1
 	require.True(t, proto.Equal(rec, encoded(t, rec)), "negative numbers: %v", encoded(t, rec))
-}
-
-func TestStoredNodeHasEveryField(t *testing.T) {
-	n := &node{rec: fullRecord(), born: 3, launcher: fullHost()}
-	var e encoder
-	e.storedNode(n)
-	require.NoError(t, e.err)
-	var stored brainv1.StoredNode
-	require.NoError(t, proto.Unmarshal(e.b, &stored))
-	require.True(t, proto.Equal(&brainv1.StoredNode{Record: n.rec, Born: n.born, Launcher: n.launcher}, &stored))
-	require.Equal(t, 3, stored.ProtoReflect().Descriptor().Fields().Len(), "a field is new")
 }
 
 // TestEncodedRecordKeepsUnknownFields holds what newer hosts say of themselves.
@@ -103,12 +93,12 @@ func TestTextThatIsNotUTF8IsNotEncoded(t *testing.T) {
 	} {
 		rec := fullRecord()
 		spoil(rec)
-		_, err := AppendRecord(nil, 1, rec)
+		_, err := Append(nil, 1, rec)
 		require.Error(t, err, name)
 	}
 }
 
-func BenchmarkAppendRecord(b *testing.B) {
+func BenchmarkAppend(b *testing.B) {
 	rec := fullRecord()
 	rec.Attributes = nil
 	res := &brainv1.LookupResponse{Node: rec}
@@ -116,7 +106,7 @@ func BenchmarkAppendRecord(b *testing.B) {
 	b.Run("own", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := AppendRecord(buf, 1, rec); err != nil {
+			if _, err := Append(buf, 1, rec); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -1,4 +1,10 @@
-package tree
+// Package records encodes and decodes the records of nodes. Brain and its clients encode and decode
+// more of them than of all other messages together. protobuf's encoder first computes the size of
+// each nested message and of each map by reflection, and its decoder allocates each text: both take
+// several times as long.
+//
+// The encoding is protobuf's. Messages that this package does not expect are left to protobuf.
+package records
 
 import (
 	"errors"
@@ -12,15 +18,18 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// This file encodes records. Brain encodes more of them than of all other messages together, and
-// protobuf's encoder, which first computes the size of each nested message and of each map by
-// reflection, takes several times as long.
-
-// AppendRecord appends a record as a field of a message: its tag, its length, and the record. What
+// Append appends a record as a field of a message: its tag, its length, and the record. What
 // protobuf's encoder would refuse is an error.
-func AppendRecord(b []byte, field protowire.Number, rec *nodev1.NodeRecord) ([]byte, error) {
+func Append(b []byte, field protowire.Number, rec *nodev1.NodeRecord) ([]byte, error) {
 	e := encoder{b: b}
 	e.record(field, rec)
+	return e.b, e.err
+}
+
+// AppendHost appends a host as a field of a message, as [Append] does.
+func AppendHost(b []byte, field protowire.Number, host *nodev1.HostInfo) ([]byte, error) {
+	e := encoder{b: b}
+	e.host(field, host)
 	return e.b, e.err
 }
 
