@@ -12,8 +12,8 @@ import (
 )
 
 // DecodeLookup decodes the response to a lookup into an empty message. It reports false, and leaves
-// the message empty, if the response is not as this version encodes it: protobuf decodes it then, or
-// finds out what is wrong. The texts of the record share one allocation, and so do its messages.
+// the message empty, if the response is not as this version encodes it: protobuf decodes it then,
+// or finds out what is wrong. The texts of the record share one allocation, and so do its messages.
 func DecodeLookup(b []byte, res *brainv1.LookupResponse) bool {
 	if res.GetNode() != nil || len(res.ProtoReflect().GetUnknown()) > 0 {
 		return false
