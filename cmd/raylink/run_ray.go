@@ -74,10 +74,10 @@ func (a *app) submitToRay(ctx context.Context, f *runFlags, run *engine.Run, com
 	if err := (ray.Jobs{}).Submit(ctx, record, submission); err != nil {
 		return &localError{cmp.Or(removeRecord(record), err)}
 	}
-	if f.detach {
+	if f.detach && ctx.Err() == nil {
 		return a.printLine(record.ID)
 	}
-	return a.followRay(ctx, record)
+	return a.followRay(ctx, record) // which stops the job if it was interrupted
 }
 
 // removeRecord removes the record of a run that did not start.

@@ -239,7 +239,7 @@ func TestRunRefusals(t *testing.T) {
 		{[]string{"--restart-machines", "-1", "--", "true"}, exitUsage, "it must not be negative"},
 		{[]string{"--join-timeout", "0s", "--", "true"}, exitUsage, "it must be positive"},
 		{[]string{"--detach", "--gpus", "4096", "--", "true"}, exitFailed, "asks for gpu=4096"},
-		{[]string{"--listen", "127.0.0.1:x", "--", "true"}, exitFailed, "starting Brain: "},
+		{[]string{"--listen", "127.0.0.1:x", "--", "true"}, exitFailed, "raylink: starting Brain: listening on 127.0.0.1:x: "},
 		{[]string{"--join-timeout", "1ns", "--machines", "2", "--", "true"}, exitFailed, "machines-0, machines-1 did not join within 1ns"},
 	} {
 		_, stderr, exit := r.raylink(append([]string{"run"}, c.args...)...)

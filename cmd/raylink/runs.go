@@ -40,7 +40,8 @@ func records() (engine.Records, error) {
 }
 
 // detach leaves a run behind: a head in a session of its own, whose output goes to the record.
-func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run, command []string) error {
+// Nothing is left of a run that does not start.
+func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run, command []string) (err error) {
 	if err := run.Engine.Check(ctx, run.Groups); err != nil {
 		return &localError{err}
 	}
@@ -52,6 +53,11 @@ func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run,
 	if err := all.Create(record); err != nil {
 		return &localError{err}
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeRecord(record))
+		}
+	}()
 	output, err := os.OpenFile(record.Output(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return &localError{err}
@@ -84,7 +90,7 @@ func (a *app) detach(ctx context.Context, chosen *chosenEngine, run *engine.Run,
 	if _, err := ready.Read(make([]byte, 1)); err != nil && !errors.Is(err, io.EOF) {
 		return &localError{err}
 	}
-	if held, err := record.IsHeld(); err != nil || !held {
+	if held, unknown := record.IsHeld(); unknown != nil || !held {
 		text, _ := os.ReadFile(record.Output()) // the error is worth printing without it
 		return &localError{fmt.Errorf("the run did not start: %s", strings.TrimSpace(string(text)))}
 	}

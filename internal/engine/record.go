@@ -88,7 +88,10 @@ func (r Records) Create(record *Record) error {
 			err = errors.Join(err, os.RemoveAll(old.folder))
 		}
 	}
-	return errors.Join(err, record.Save())
+	if err = errors.Join(err, record.Save()); err != nil {
+		err = errors.Join(err, os.RemoveAll(record.folder))
+	}
+	return err
 }
 
 // All returns the records, the oldest first.

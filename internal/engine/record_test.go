@@ -80,3 +80,12 @@ func TestFollowCopiesWhatWasWrittenBeforeTheEnd(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "one two", out.String())
 }
+
+func TestNothingIsLeftOfARecordThatCannotBeStored(t *testing.T) {
+	t.Parallel()
+	all := Records{Data: t.TempDir()}
+	record := &Record{ID: "one", Engine: "local", State: Running}
+	require.NoError(t, os.MkdirAll(filepath.Join(all.folder(), "one", "run.json.new"), 0o700))
+	require.Error(t, all.Create(record))
+	assert.NoDirExists(t, record.Directory())
+}

@@ -56,6 +56,9 @@ const brainStart = 30 * time.Second
 // exit code, or why the run has ended before its program.
 func (r *Run) Do(ctx context.Context) (exit int, err error) {
 	if err := r.Engine.Check(ctx, r.Groups); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("interrupted before anything was started: %w", err)
+		}
 		return 0, err
 	}
 	if l, ok := r.Engine.(Listener); ok && r.Listen == "" {
@@ -229,17 +232,17 @@ func (r *Run) startBrain(ctx context.Context) (*brainProcess, error) {
 	select {
 	case line := <-first:
 		if err := json.Unmarshal([]byte(line), &s); err != nil || s.Address == "" {
-			return fail(errors.New(line))
+			return fail(brainError(line))
 		}
 	case <-process.Done():
 		select {
 		case line := <-first:
-			return fail(errors.New(line))
+			return fail(brainError(line))
 		default:
 			return fail(errors.New(process.Ended()))
 		}
 	case <-ctx.Done():
-		return fail(ctx.Err())
+		return fail(fmt.Errorf("interrupted: %w", ctx.Err()))
 	case <-late.C:
 		return fail(fmt.Errorf("it does not serve within %v", brainStart))
 	}
@@ -253,6 +256,19 @@ func (r *Run) startBrain(ctx context.Context) (*brainProcess, error) {
 	}
 	r.sayf("Brain serves at %s; waiting for %d machines", s.Address, Total(r.Groups))
 	return &brainProcess{process, s.Address, token}, nil
+}
+
+// brainError is the error of a Brain that has printed a line, and does not serve.
+func brainError(line string) error {
+	var printed struct {
+		Error struct {
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal([]byte(line), &printed); err == nil && printed.Error.Message != "" {
+		return errors.New(printed.Error.Message)
+	}
+	return errors.New(line)
 }
 
 // arrivals says which machines have joined and left.

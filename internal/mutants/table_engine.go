@@ -27,6 +27,11 @@ func ofEngine() []Mutant {
 			Test: "TestRecordsOfEndedRunsAreBounded",
 		},
 		{
+			Name: "engine/misspelt-settings-are-resources",
+			Edit: Edit{File: "internal/engine/group.go", Func: "set", Original: "isMisspelt(key, known)", Mutated: "isMisspelt(key, key)"},
+			Test: "TestParseGroupRefuses", Prints: `An error is expected`,
+		},
+		{
 			Name: "engine/last-output-lost",
 			Edit: Edit{File: "internal/engine/record.go", Func: "Follow", Original: "if from != nil { if", Mutated: "if from != nil && !over { if"},
 			Test: "TestFollowCopiesWhatWasWrittenBeforeTheEnd",

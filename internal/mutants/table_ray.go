@@ -16,6 +16,10 @@ func ofRay() []Mutant {
 			},
 		},
 		{
+			Name: "ray/interrupted-submissions-are-forgotten", Test: "TestInterruptedSubmissionIsKnown",
+			Edit: Edit{File: dir + "jobs.go", Func: "ask", Original: `verb == "submit"`, Mutated: `verb == ""`},
+		},
+		{
 			Name: "ray/words-are-not-quoted", Test: "TestEntrypointIsWhatAShellTakesForTheSameWords",
 			Edit: Edit{File: dir + "jobs.go", Func: "Submission.Entrypoint", Original: "words[i] = quote(word)", Mutated: "words[i] = word"},
 		},

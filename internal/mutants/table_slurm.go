@@ -41,10 +41,6 @@ func ofSlurm() []Mutant {
 			`strings.Contains(s.Reason, "PerJob")`, `strings.Contains(s.Reason, "")`, "TestJobsThatCanOnlyWait", `AssocMaxJobsLimit`,
 		},
 		{
-			"misspelt-settings-are-resources", "internal/engine/group.go", "set",
-			"isMisspelt(key, known)", "isMisspelt(key, key)", "TestParseGroupRefuses", `machines is meant`,
-		},
-		{
 			"homes-of-the-living-are-removed", "internal/engine/home.go", "lockHome",
 			"unix.LOCK_EX|unix.LOCK_NB", "unix.LOCK_SH|unix.LOCK_NB", "TestHomesOfKilledProcessesAreRemoved", `its process lives`,
 		},

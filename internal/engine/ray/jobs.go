@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/raylink/raylink/internal/engine"
@@ -68,7 +69,8 @@ type place struct {
 	Job     string `json:"job"`
 }
 
-// Submit submits a run, and sets Record.Job. The record must have been created.
+// Submit submits a run, and sets Record.Job. The record must have been created. Ray may have the
+// job when ctx ends: then Submit waits for its answer, and the caller stops the job.
 func (Jobs) Submit(ctx context.Context, record *engine.Record, s Submission) error {
 	python, err := findPython()
 	if err != nil {
@@ -80,6 +82,9 @@ func (Jobs) Submit(ctx context.Context, record *engine.Record, s Submission) err
 	}
 	var answer place
 	if err := ask(ctx, "submit", request, &answer); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("ray: interrupted while the job raylink-%s was submitted; if Ray has it, ray job stop raylink-%s stops it: %w", record.ID, record.ID, err)
+		}
 		return err
 	}
 	record.Job = answer.Job
@@ -108,7 +113,11 @@ func placeOf(record *engine.Record) (place, error) {
 	return p, nil
 }
 
-// command is a process of Python that does something with jobs.
+// submitTime is how long a submission that is interrupted may take.
+const submitTime = 15 * time.Second
+
+// command is a process of Python that does something with jobs. A Ctrl-C at the terminal does not
+// reach it.
 func command(ctx context.Context, verb string, request any) (*exec.Cmd, error) {
 	python, err := findPython()
 	if err != nil {
@@ -120,6 +129,7 @@ func command(ctx context.Context, verb string, request any) (*exec.Cmd, error) {
 	}
 	cmd := exec.CommandContext(ctx, python, "-m", "raylink.ray", verb)
 	cmd.Stdin = bytes.NewReader(append(text, '\n'))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = time.Second
 	return cmd, nil
 }
@@ -145,6 +155,9 @@ func ask(ctx context.Context, verb string, request, answer any) error {
 	cmd, err := command(ctx, verb, request)
 	if err != nil {
 		return err
+	}
+	if verb == "submit" {
+		cmd.Cancel, cmd.WaitDelay = func() error { return os.ErrProcessDone }, submitTime
 	}
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said

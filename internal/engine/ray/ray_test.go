@@ -257,6 +257,7 @@ func (c *cluster) testExitCode(t *testing.T) {
 	for _, want := range []string{"(3 of 3)", `"name":"trainers-0"`, `"licence":"1000"`, `"cpu":"2000"`, `"role":"trainer"`, "ray.io/node-id"} {
 		assert.Contains(t, text, want)
 	}
+	assert.NotContains(t, text, "level=WARN")
 	nodes := make(map[string]bool)
 	for _, part := range strings.Split(text, "ray.io/node-id=")[1:] {
 		nodes[part[:56]] = true

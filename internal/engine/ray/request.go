@@ -1,6 +1,9 @@
 package ray
 
 import (
+	"net"
+	"slices"
+
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/machine"
 )
@@ -70,8 +73,12 @@ func bundles(groups []engine.Group) []map[string]float64 {
 
 func startRequestOf(request engine.Request) startRequest {
 	s := startRequest{Brain: request.Brain, Token: request.Token, Raylink: request.Raylink, Restarts: request.Restarts}
+	var listen []string
+	if host, _, err := net.SplitHostPort(request.Brain); err == nil && net.ParseIP(host).IsLoopback() {
+		listen = []string{"--listen", net.JoinHostPort(host, "0")} // all nodes are on this computer: it is no mistake
+	}
 	for _, g := range request.Groups {
-		has := engine.ResourceFlags(resources(g))
+		has := slices.Concat(engine.ResourceFlags(resources(g)), listen)
 		for i := range g.Machines {
 			s.Machines = append(s.Machines, requestMachine{Name: g.MachineName(i), Flags: append(g.AgentFlags(i), has...)})
 		}

@@ -1,13 +1,18 @@
 package ray
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/raylink/raylink/internal/engine"
 	"github.com/raylink/raylink/internal/machine"
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 func groupOf(t *testing.T, text string) engine.Group {
@@ -36,6 +41,13 @@ func TestAgentsHaveWhatTheirBundlesHave(t *testing.T) {
 	assert.Contains(t, machines[1].Flags, machine.Resources{machine.CPU: 1000, machine.GPU: 1000}.String())
 }
 
+func TestAgentsListenWhereBrainDoes(t *testing.T) {
+	groups := []engine.Group{groupOf(t, "a:cpus=2")}
+	assert.Contains(t, startRequestOf(engine.Request{Brain: "127.0.0.1:7", Groups: groups}).Machines[0].Flags, "127.0.0.1:0", "they do not warn about it")
+	assert.NotContains(t, startRequestOf(engine.Request{Brain: "192.0.2.1:7", Groups: groups}).Machines[0].Flags, "--listen")
+	assert.NotContains(t, startRequestOf(engine.Request{Brain: "BRAIN", Groups: groups}).Machines[0].Flags, "--listen", "of a dry run")
+}
+
 func TestEntrypointIsWhatAShellTakesForTheSameWords(t *testing.T) {
 	s := Submission{Raylink: "/bin/raylink", Program: "/opt/raylink", Flags: []string{"--group", "a:machines=2"}, Args: []string{"it's", "$HOME", ""}}
 	assert.Contains(t, s.Entrypoint("/my python"), `export RAYLINK_PYTHON='/my python'; exec bin/raylink run --on ray --group a:machines=2 -- bin/program 'it'\''s' '$HOME' ''`)
@@ -49,4 +61,27 @@ func TestGroupsTextIsParsedAsTheSameGroup(t *testing.T) {
 		g := groupOf(t, text)
 		assert.Equal(t, g, groupOf(t, g.Text()))
 	}
+}
+
+// Ray may have the job when its submitter is interrupted: then it is known where it is.
+func TestInterruptedSubmissionIsKnown(t *testing.T) {
+	directory := t.TempDir()
+	python := filepath.Join(directory, "python")
+	script := "#!/bin/sh\ncd " + directory + "\n: > begun\nuntil test -e go; do sleep 0.01; done\necho '{\"job\": \"raylink-x\", \"address\": \"http://head\"}'\n"
+	require.NoError(t, os.WriteFile(python, []byte(script), 0o700))
+	t.Setenv(PythonEnv, python)
+	record := &engine.Record{ID: "x", Engine: "ray"}
+	require.NoError(t, engine.Records{Data: t.TempDir()}.Create(record))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	defer func() { <-ended }()
+	go func() {
+		defer close(ended)
+		assert.Eventually(t, func() bool { _, err := os.Stat(filepath.Join(directory, "begun")); return err == nil }, proctest.Patience, time.Millisecond)
+		cancel()
+		assert.NoError(t, os.WriteFile(filepath.Join(directory, "go"), nil, 0o600))
+	}()
+	require.NoError(t, Jobs{}.Submit(ctx, record, Submission{Raylink: "/bin/true", Program: "/bin/true"}))
+	assert.Equal(t, "raylink-x", record.Job)
+	require.Error(t, ctx.Err(), "it was interrupted")
 }
