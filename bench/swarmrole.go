@@ -16,6 +16,7 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	machinev1 "github.com/raylink/raylink/gen/raylink/machine/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/records"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -212,7 +213,12 @@ func (s *swarm) lookUp(ctx context.Context, d time.Duration) (outcome, error) {
 			of := s.hosts[next%len(s.hosts)]
 			node := of.nodes[next/len(s.hosts)%len(of.nodes)]
 			next += 7919
-			res, err := from.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Path{Path: node.GetPath()}}})
+			req := &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Path{Path: node.GetPath()}}}
+			res := new(brainv1.LookupResponse)
+			// As hosts do it.
+			err := from.conn.Invoke(ctx, brainv1connect.BrainServiceLookupProcedure, req, func(b []byte) error {
+				return records.UnmarshalLookup(b, res)
+			})
 			if err == nil && res.GetNode().GetNid() != node.GetNid() {
 				err = fmt.Errorf("%s is another node", node.GetPath())
 			}

@@ -7,6 +7,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/records"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -16,13 +17,11 @@ import (
 // So every call has a CallInfo of its own.
 type brainClient struct {
 	client brainv1connect.BrainServiceClient
+	// conn returns the connection to Brain. It is nil if Brain is in this process.
+	conn func(ctx context.Context) (*tunnel.Conn, error)
 }
 
 var _ brainv1connect.BrainServiceClient = brainClient{}
-
-func init() { //nolint:gochecknoinits // every client of Brain decodes lookups so
-	tunnel.RegisterDecoder(records.DecodeLookup)
-}
 
 func own(ctx context.Context) context.Context {
 	ctx, _ = connect.NewClientContext(ctx)
@@ -49,9 +48,22 @@ func (b brainClient) Remove(ctx context.Context, req *brainv1.RemoveRequest) (*b
 	return b.client.Remove(own(ctx), req)
 }
 
-// Lookup implements the client.
+// Lookup implements the client. Over a connection it has none of connect's layers, which would take
+// longer than the lookup.
 func (b brainClient) Lookup(ctx context.Context, req *brainv1.LookupRequest) (*brainv1.LookupResponse, error) {
-	return b.client.Lookup(own(ctx), req)
+	if b.conn == nil {
+		return b.client.Lookup(own(ctx), req)
+	}
+	conn, err := b.conn(ctx)
+	if err != nil {
+		return nil, connecterr.From(err)
+	}
+	res := new(brainv1.LookupResponse)
+	err = conn.Invoke(ctx, brainv1connect.BrainServiceLookupProcedure, req, func(b []byte) error { return records.UnmarshalLookup(b, res) })
+	if err != nil {
+		return nil, err
+	}
+	return res, nil
 }
 
 // List implements the client.

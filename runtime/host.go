@@ -463,6 +463,7 @@ func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 // join connects to Brain and gets this host's lease.
 func (h *Host) join(ctx context.Context, embedded bool) error {
 	var transport connect.Transport
+	var conn func(ctx context.Context) (*tunnel.Conn, error)
 	where := h.options.Brain
 	if embedded {
 		transport, where = connectinprocess.New(h.server), "embedded"
@@ -471,8 +472,9 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 			return connect.NewError(connect.CodeFailedPrecondition, "no Brain to join: give its address with --brain or RAYLINK_BRAIN, or start one with `raylink brain`")
 		}
 		transport = h.peers.Brain(where)
+		conn = func(ctx context.Context) (*tunnel.Conn, error) { return h.peers.BrainConn(ctx, where) }
 	}
-	h.brain = brainClient{brainv1connect.NewBrainServiceClient(connect.NewClient(transport))}
+	h.brain = brainClient{brainv1connect.NewBrainServiceClient(connect.NewClient(transport)), conn}
 	s, err := session.New(ctx, session.Config{
 		Host: sessionHost{h}, Brain: h.brain, Address: where, Log: partOf(h.options.Logger, logs.Session), Spawn: h.goBackground,
 	})

@@ -11,10 +11,19 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// DecodeLookup decodes the response to a lookup into an empty message. It reports false, and leaves
+// UnmarshalLookup is [proto.Unmarshal] for the response to a lookup. The texts of the record share
+// one allocation, and so do its messages.
+func UnmarshalLookup(b []byte, res *brainv1.LookupResponse) error {
+	if decodeLookup(b, res) {
+		return nil
+	}
+	return proto.Unmarshal(b, res) //nolint:wrapcheck // it is protobuf's own
+}
+
+// decodeLookup decodes the response to a lookup into an empty message. It reports false, and leaves
 // the message empty, if the response is not as this version encodes it: protobuf decodes it then,
-// or finds out what is wrong. The texts of the record share one allocation, and so do its messages.
-func DecodeLookup(b []byte, res *brainv1.LookupResponse) bool {
+// or finds out what is wrong.
+func decodeLookup(b []byte, res *brainv1.LookupResponse) bool {
 	if res.GetNode() != nil || len(res.ProtoReflect().GetUnknown()) > 0 {
 		return false
 	}

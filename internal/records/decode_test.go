@@ -24,7 +24,7 @@ func TestDecodedRecordHasEveryField(t *testing.T) {
 	for _, rec := range []*nodev1.NodeRecord{fullRecord(), {}, {Host: &nodev1.HostInfo{}, Allocation: &nodev1.Allocation{}}} {
 		b := lookupOf(t, rec)
 		var res brainv1.LookupResponse
-		require.True(t, DecodeLookup(b, &res), "%v", rec)
+		require.True(t, decodeLookup(b, &res), "%v", rec)
 		require.True(t, proto.Equal(rec, res.GetNode()), "%v", res.GetNode())
 		clear(b)
 		require.True(t, proto.Equal(rec, res.GetNode()), "it aliases what it was decoded from")
@@ -32,9 +32,9 @@ func TestDecodedRecordHasEveryField(t *testing.T) {
 		canonical, err := proto.Marshal(&brainv1.LookupResponse{Node: rec})
 		require.NoError(t, err)
 		res.Reset()
-		require.True(t, DecodeLookup(canonical, &res), "%v", rec)
+		require.True(t, decodeLookup(canonical, &res), "%v", rec)
 		require.True(t, proto.Equal(rec, res.GetNode()))
-		require.False(t, DecodeLookup(canonical, &res), "the message was not empty")
+		require.False(t, decodeLookup(canonical, &res), "the message was not empty")
 	}
 }
 
@@ -57,7 +57,7 @@ func TestWhatIsDecodedIsWhatProtobufDecodes(t *testing.T) {
 			}
 		}
 		var got, want brainv1.LookupResponse
-		if !DecodeLookup(b, &got) {
+		if !decodeLookup(b, &got) {
 			require.True(t, proto.Equal(&got, &brainv1.LookupResponse{}), "it is not empty after a failure: %v", &got)
 			return
 		}
@@ -90,7 +90,7 @@ func TestWhatHasToBeMergedOrIsUnknownIsLeftToProtobuf(t *testing.T) {
 		"a long number":         inside([]byte{5 << 3, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2}),
 	} {
 		var res brainv1.LookupResponse
-		require.False(t, DecodeLookup(b, &res), name)
+		require.False(t, decodeLookup(b, &res), name)
 		require.Nil(t, res.GetNode(), name)
 	}
 }
@@ -103,7 +103,7 @@ func BenchmarkDecodeLookup(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			var res brainv1.LookupResponse
-			if !DecodeLookup(encoded, &res) {
+			if !decodeLookup(encoded, &res) {
 				b.Fatal("not decoded")
 			}
 		}

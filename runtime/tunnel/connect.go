@@ -136,7 +136,7 @@ func (s *unaryStream) Receive(msg any) error {
 	if to == nil {
 		return nil
 	}
-	if err := codec.Unmarshal(body.B, to); err != nil {
+	if err := proto.Unmarshal(body.B, to); err != nil {
 		return Undecodable(s.call.Procedure, false, err)
 	}
 	return nil
@@ -152,19 +152,6 @@ func (s *unaryStream) Close() error {
 		s.call.Cancel(contextError(context.Canceled, "the stream was closed"))
 	}
 	return nil
-}
-
-// RegisterDecoder has responses of a type be decoded by decode, where a connect client receives
-// them: for messages that are decoded often, by code that is faster than protobuf's. If decode
-// reports false, it must have left the message as it was, and protobuf decodes it. RegisterDecoder
-// must be called during initialization.
-func RegisterDecoder[M any, P interface {
-	*M
-	proto.Message
-}](decode func(b []byte, msg P) bool) {
-	codec.Register(P(nil), func(b []byte, msg proto.Message) bool {
-		return decode(b, msg.(P)) //nolint:forcetypeassert // registered for this type
-	})
 }
 
 // transport is a connect client transport over a connection.

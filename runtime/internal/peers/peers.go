@@ -234,28 +234,33 @@ func (p *Pool) forget(of *peer, conn *tunnel.Conn) {
 // address.
 func (p *Pool) Brain(address string) connect.Transport {
 	return transportFunc(func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
-		of, err := p.peer(key{address: address})
-		if err != nil {
-			return nil, err
-		}
-		conn, err := of.get(ctx, func(ctx context.Context) (*tunnel.Conn, error) {
-			by, err := p.byTCP("", address)
-			if err != nil {
-				return nil, err
-			}
-			conn, err := dialTCP(ctx, p.config.Dial, address, p.hello(), &by)
-			if err == nil && by.config == nil && by.tunnel.Token == "" && !p.config.Open {
-				return nil, errors.Join(ErrOpen(address), conn.Close())
-			}
-			if err == nil {
-				p.remember(conn, by)
-			}
-			return conn, err
-		})
+		conn, err := p.BrainConn(ctx, address)
 		if err != nil {
 			return nil, err
 		}
 		return conn.Transport("", "").NewClientStream(ctx, spec)
+	})
+}
+
+// BrainConn returns the connection to Brain.
+func (p *Pool) BrainConn(ctx context.Context, address string) (*tunnel.Conn, error) {
+	of, err := p.peer(key{address: address})
+	if err != nil {
+		return nil, err
+	}
+	return of.get(ctx, func(ctx context.Context) (*tunnel.Conn, error) {
+		by, err := p.byTCP("", address)
+		if err != nil {
+			return nil, err
+		}
+		conn, err := dialTCP(ctx, p.config.Dial, address, p.hello(), &by)
+		if err == nil && by.config == nil && by.tunnel.Token == "" && !p.config.Open {
+			return nil, errors.Join(ErrOpen(address), conn.Close())
+		}
+		if err == nil {
+			p.remember(conn, by)
+		}
+		return conn, err
 	})
 }
 

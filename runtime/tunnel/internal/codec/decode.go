@@ -1,7 +1,6 @@
 package codec
 
 import (
-	"reflect"
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -24,24 +23,6 @@ const (
 // does, would be a quarter of the work for a small message.
 func Decode(b []byte, empty proto.Message) error {
 	return proto.UnmarshalOptions{Merge: true}.Unmarshal(b, empty) //nolint:wrapcheck // the callers add what was being decoded
-}
-
-// decoders are the decoders of types of messages, see [Register].
-var decoders = make(map[reflect.Type]func(b []byte, msg proto.Message) bool) //nolint:gochecknoglobals // filled during initialization
-
-// Register has [Unmarshal] decode messages of a type with decode first. If that reports false, it
-// has left the message as it was, and protobuf decodes it. Register must be called during
-// initialization.
-func Register(of proto.Message, decode func(b []byte, msg proto.Message) bool) {
-	decoders[reflect.TypeOf(of)] = decode
-}
-
-// Unmarshal is [proto.Unmarshal], by the decoder of the message's type if it has one.
-func Unmarshal(b []byte, msg proto.Message) error {
-	if decode := decoders[reflect.TypeOf(msg)]; decode != nil && decode(b, msg) {
-		return nil
-	}
-	return proto.Unmarshal(b, msg) //nolint:wrapcheck // the callers add what was being decoded
 }
 
 // DecodeAliasing decodes b into msg, which must be empty, and reports whether msg aliases b. If so,
