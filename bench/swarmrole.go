@@ -33,8 +33,18 @@ type simulatedHost struct {
 	brain brainv1connect.BrainServiceClient
 	// lease is open as long as the host has its lease.
 	lease brainv1connect.BrainServiceAttachClientStream
-	nodes []*nodev1.NodeRecord
+	nodes []simulatedNode
 }
+
+// simulatedNode is what a simulated host keeps of a node. With whole records, the collector of one
+// process would have to visit what a thousand have.
+type simulatedNode struct {
+	nid, path   string
+	incarnation uint64
+}
+
+// simulatedService is the service of the nodes.
+const simulatedService = "bench.v1.Echo"
 
 // swarm is the simulated hosts of a process.
 type swarm struct{ hosts []*simulatedHost }
@@ -131,7 +141,7 @@ func (h *simulatedHost) attach(ctx context.Context) error {
 	}}
 	for _, node := range h.nodes {
 		first.Nodes = append(first.Nodes, &nodev1.NodeRef{
-			Nid: node.GetNid(), Path: node.GetPath(), Service: node.GetService(), Incarnation: node.GetIncarnation(),
+			Nid: node.nid, Path: node.path, Service: simulatedService, Incarnation: node.incarnation,
 		})
 	}
 	if err := h.lease.Send(first); err != nil {
@@ -171,13 +181,15 @@ func (s *swarm) register(ctx context.Context, nodes int) (outcome, error) {
 		for range share {
 			since := time.Now()
 			res, err := host.brain.Register(ctx, &brainv1.RegisterRequest{
-				Type: "echo", Service: "bench.v1.Echo", Count: 1, Launcher: host.info, RequestId: newID(),
+				Type: "echo", Service: simulatedService, Count: 1, Launcher: host.info, RequestId: newID(),
 				Place: &nodev1.Place{Resources: map[string]int64{"cpu": 500}},
 			})
 			if err != nil {
 				return err
 			}
-			host.nodes = append(host.nodes, res.GetNodes()...)
+			for _, node := range res.GetNodes() {
+				host.nodes = append(host.nodes, simulatedNode{nid: node.GetNid(), path: node.GetPath(), incarnation: node.GetIncarnation()})
+			}
 			mu.Lock()
 			h.record(int64(time.Since(since)))
 			mu.Unlock()
@@ -192,7 +204,7 @@ func (h *simulatedHost) run(ctx context.Context) error {
 	req := &brainv1.UpdateRequest{}
 	for _, node := range h.nodes {
 		req.Changes = append(req.Changes, &brainv1.Change{
-			Nid: node.GetNid(), Incarnation: node.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_RUNNING, Host: h.info,
+			Nid: node.nid, Incarnation: node.incarnation, State: nodev1.NodeState_NODE_STATE_RUNNING, Host: h.info,
 		})
 	}
 	res, err := h.brain.Update(ctx, req)
@@ -213,14 +225,14 @@ func (s *swarm) lookUp(ctx context.Context, d time.Duration) (outcome, error) {
 			of := s.hosts[next%len(s.hosts)]
 			node := of.nodes[next/len(s.hosts)%len(of.nodes)]
 			next += 7919
-			req := &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Path{Path: node.GetPath()}}}
+			req := &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Path{Path: node.path}}}
 			res := new(brainv1.LookupResponse)
 			// As hosts do it.
 			err := from.conn.Invoke(ctx, brainv1connect.BrainServiceLookupProcedure, req, func(b []byte) error {
 				return records.UnmarshalLookup(b, res)
 			})
-			if err == nil && res.GetNode().GetNid() != node.GetNid() {
-				err = fmt.Errorf("%s is another node", node.GetPath())
+			if err == nil && res.GetNode().GetNid() != node.nid {
+				err = fmt.Errorf("%s is another node", node.path)
 			}
 			return err
 		}

@@ -45,17 +45,22 @@ func isLookup(procedure string) bool { return procedure == brainv1connect.BrainS
 
 // lookup is a lookup of a node in Brain, which is in this process. It runs inline.
 type lookup struct {
-	host *Host
-	in   *tunnel.Incoming
-	req  brainv1.LookupRequest
+	host     *Host
+	in       *tunnel.Incoming
+	req      brainv1.LookupRequest
+	response []byte
 }
 
 var _ tunnel.Work = (*lookup)(nil)
 
+// lookups has the lookups that are over, of type [*lookup].
+var lookups = sync.Pool{New: func() any { return new(lookup) }} //nolint:gochecknoglobals // a pool
+
 // serveLookup serves a lookup without the layers of a connect server, which would take longer than
 // the lookup: there are no interceptors, and Brain encodes the response.
 func (d *dispatcher) serveLookup(in *tunnel.Incoming) {
-	l := &lookup{host: d.host, in: in}
+	l := lookups.Get().(*lookup) //nolint:forcetypeassert // see above
+	l.host, l.in = d.host, in
 	if err := in.Decode(&l.req); err != nil {
 		in.Reply(nil, err)
 		return
@@ -65,26 +70,20 @@ func (d *dispatcher) serveLookup(in *tunnel.Incoming) {
 
 // Serve implements [tunnel.Work].
 func (l *lookup) Serve() {
-	buf, ok := lookupBuffers.Get().(*[]byte)
-	if !ok {
-		buf = new([]byte)
-	}
-	response, err := l.host.embedded.AppendLookup((*buf)[:0], &l.req)
-	if err != nil {
+	var err error
+	if l.response, err = l.host.embedded.AppendLookup(l.response[:0], &l.req); err != nil {
 		l.in.Reply(nil, err)
 	} else {
-		l.in.ReplyEncoded(response)
+		l.in.ReplyEncoded(l.response)
 	}
-	if *buf = response; cap(response) <= maxLookupBuffer {
-		lookupBuffers.Put(buf)
+	if l.host, l.in = nil, nil; cap(l.response) <= maxLookupResponse {
+		l.req.Reset()
+		lookups.Put(l)
 	}
 }
 
-// lookupBuffers has the buffers of responses, of type *[]byte.
-var lookupBuffers sync.Pool //nolint:gochecknoglobals // a pool
-
-// maxLookupBuffer bounds the buffers that are kept between lookups, in bytes.
-const maxLookupBuffer = 64 << 10
+// maxLookupResponse bounds the buffers that are kept between lookups, in bytes.
+const maxLookupResponse = 64 << 10
 
 // find returns the node of a target if that incarnation of it lives here.
 func (d *dispatcher) find(target string) (*Node, error) {
