@@ -214,8 +214,8 @@ redis: ## install redis-server for the rows of the storage in the benchmark, whe
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null; \
 	else echo "There is no redis-server, and it can't be installed here: the benchmark reports it as missing."; fi
 
-# Half of the linker's time goes into symbols for debuggers, and there are hundreds of binaries. Without paths
-# in them, what another clone has compiled is found in the cache.
+# Half of the linker's time goes into symbols for debuggers, and there are hundreds of binaries.
+# Without paths in them, what another clone has compiled is found in the cache.
 .PHONY: ci
 ci: export GOFLAGS := -ldflags=-w -trimpath $(GOFLAGS)
 ci: ## everything that has to be green before anything lands

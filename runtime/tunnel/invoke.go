@@ -9,8 +9,8 @@ import (
 
 // Invoke calls a unary procedure of the peer itself, not of a target, and waits for the response,
 // which it passes to decode; decode must not keep the bytes. Invoke does what a connect client does
-// on [Conn.Transport], but for interceptors, metadata and statistics, at a fraction of the cost. Its
-// errors are of type [connect.Error]. It may be called concurrently.
+// on [Conn.Transport], but for interceptors, metadata and statistics, at a fraction of the cost.
+// Its errors are of type [connect.Error]. It may be called concurrently.
 func (c *Conn) Invoke(ctx context.Context, procedure string, req proto.Message, decode func(response []byte) error) error {
 	call, ok := invocations.Get().(*Call)
 	if !ok {
