@@ -4,8 +4,8 @@
 // several times as long.
 //
 // The encoding is protobuf's. Messages that this package does not expect are left to protobuf. The
-// code that vtprotobuf generates is about as fast, but accepts texts that are not UTF-8: Brain could
-// store such a record, and not load it again.
+// code that vtprotobuf generates is about as fast, but accepts texts that are not UTF-8: Brain
+// could store such a record, and not load it again.
 package records
 
 import (
