@@ -88,7 +88,7 @@ func ofPlaces() []Mutant {
 		},
 		{
 			Name: "tree/repeated-registrations-ask-for-another-place",
-			Edit: Edit{File: dir + "register.go", Func: "Txn.asked", Original: "placeText(req.GetPlace())", Mutated: "placeText(nil)"},
+			Edit: Edit{File: dir + "register.go", Func: "Txn.asked", Original: "req.GetPlace()", Mutated: "nil"},
 			Test: "TestPlaceBelongsToTheRequest",
 		},
 		{
