@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 
@@ -41,19 +40,15 @@ func (k *machineKeeper) setUpHere(what *machinev1.LaunchSpec, spec launch.Spec) 
 			"the creator (build %s): run the creator's program as the agent (join.Agent), or give nodes processes of their own (OwnProcess)",
 			k.declared.GetName(), build, what.GetBuild())
 	}
-	var p launchPayload
-	rec := &nodev1.NodeRecord{}
-	if err := json.Unmarshal(spec.Payload, &p); err != nil { //nolint:musttag // both ends are this struct
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "on %s: reading what to launch: %v", k.declared.GetName(), err)
-	}
-	if err := proto.Unmarshal(p.Record, rec); err != nil {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "on %s: reading the record of what to launch: %v", k.declared.GetName(), err)
+	p, rec, err := readPayload(spec.Payload)
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "on %s: %v", k.declared.GetName(), err)
 	}
 	if _, err := h.types.get(p.Type, rec.GetService()); err != nil {
 		return nil, connect.Errorf(connect.CodeFailedPrecondition, "on %s: the process that keeps the machine lacks the type of the new nodes: %s; "+
 			"give the agent (join.Agent) the same types as the creator", k.declared.GetName(), connecterr.Text(err))
 	}
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(h.life))
+	ctx, cancel := context.WithCancelCause(context.Background())
 	r := &resident{host: h, giveUp: cancel, ready: make(chan struct{}), done: make(chan struct{})}
 	if !h.goBackground(func(context.Context) { r.run(ctx, rec, p) }) {
 		cancel(nil)

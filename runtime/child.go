@@ -71,6 +71,18 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 	return json.Marshal(p) //nolint:musttag // both ends are this struct
 }
 
+// readPayload is the reverse of Host.launchPayload.
+func readPayload(payload []byte) (p launchPayload, rec *nodev1.NodeRecord, err error) {
+	if err := json.Unmarshal(payload, &p); err != nil { //nolint:musttag // both ends are this struct
+		return p, nil, fmt.Errorf("reading what to launch: %w", err)
+	}
+	rec = &nodev1.NodeRecord{}
+	if err := proto.Unmarshal(p.Record, rec); err != nil {
+		return p, nil, fmt.Errorf("reading the record of what to launch: %w", err)
+	}
+	return p, rec, nil
+}
+
 // onFreePort replaces an address's port by 0: every process needs a port of its own.
 func onFreePort(address string) string {
 	if address == "" {
@@ -259,13 +271,9 @@ func sweep(log *slog.Logger, data string) {
 // start joins the system and sets the node up.
 func (c *childLife) start(o Options) (*Host, *Node, error) {
 	child := c.child
-	var p launchPayload
-	rec := &nodev1.NodeRecord{}
-	if err := json.Unmarshal(child.Payload(), &p); err != nil { //nolint:musttag // both ends are this struct
-		return nil, nil, fmt.Errorf("reading what to launch: %w", err)
-	}
-	if err := proto.Unmarshal(p.Record, rec); err != nil {
-		return nil, nil, fmt.Errorf("reading the record of what to launch: %w", err)
+	p, rec, err := readPayload(child.Payload())
+	if err != nil {
+		return nil, nil, err
 	}
 	o.inherit(&p)
 	settings, err := takeHostSettings()

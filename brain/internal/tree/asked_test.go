@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"testing"
 	"time"
@@ -29,7 +30,7 @@ func TestCanonicalFormOfARegistrationIsStable(t *testing.T) {
 		want := fmt.Sprintf("%q %q %q %d %q %t", req.GetParent(), req.GetType(), req.GetService(), max(int(req.GetCount()), 1), req.GetAlias(), req.GetRestarts())
 		of := fmt.Sprintf(" %v %q %q %q %d", place.GetResources(), place.GetLabels(), place.GetOn(), place.GetNear(), place.GetStrategy())
 		if len(of) > 256 {
-			t.Skip("such a place is stored as its hash")
+			of = fmt.Sprintf(" %x", sha256.Sum256([]byte(of)))
 		}
 		require.Equal(t, want+of, tree.Begin(time.Time{}).asked(req))
 	})

@@ -50,7 +50,8 @@ func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 	return above, nil
 }
 
-// isAbsolute reports whether a path consists of names. No node has one of those that do not count.
+// isAbsolute reports whether a path consists of names. A path by which a node was found does, since
+// no node is called otherwise.
 func isAbsolute(path string) bool {
 	for name := range strings.SplitSeq(path, "/") {
 		if name == "" || name == "." || name == ".." {
