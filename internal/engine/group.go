@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/raylink/raylink/internal/machine"
+	"github.com/raylink/raylink/internal/spelling"
 )
 
 // DefaultGroup is the name of the group if none is named.
@@ -63,27 +64,6 @@ func (g Group) Text() string {
 	return g.Name + ":" + strings.Join(settings, ",")
 }
 
-// isMisspelt reports whether one character of a word is missing, wrong or one too many: a setting
-// would become a resource of that name, and a run would have one machine.
-func isMisspelt(word, right string) bool {
-	prefix := 0
-	for prefix < min(len(word), len(right)) && word[prefix] == right[prefix] {
-		prefix++
-	}
-	word, right = word[prefix:], right[prefix:]
-	switch {
-	case word == right:
-		return false
-	case len(word) == len(right):
-		return word[1:] == right[1:]
-	case len(word) == len(right)+1:
-		return word[1:] == right
-	case len(word) == len(right)-1:
-		return word == right[1:]
-	}
-	return false
-}
-
 // set sets what a key names.
 func set(g *Group, key, value string) error {
 	if label, ok := strings.CutPrefix(key, "label."); ok {
@@ -113,7 +93,7 @@ func set(g *Group, key, value string) error {
 		key = machine.GPU
 	}
 	for _, known := range []string{"machines", machine.Memory} {
-		if isMisspelt(key, known) {
+		if key != known && spelling.Distance(key, known) <= 1 { // it would become a resource, and a run would have one machine
 			return fmt.Errorf("%s=%s: %s is meant, or a resource needs another name", key, value, known)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/spelling"
 )
 
 // This file contains the errors of lookups that fail. Each names what was asked for, and what
@@ -191,7 +192,7 @@ func similar(asked string, names func(func(string) bool)) []string {
 		if count++; count > searched {
 			break
 		}
-		if d := slips(asked, name); d < len(near) && (d < len(asked) && d < len(name)) {
+		if d := spelling.Distance(asked, name); d < len(near) && (d < len(asked) && d < len(name)) {
 			near[d] = append(near[d], name)
 		}
 	}
@@ -200,34 +201,4 @@ func similar(asked string, names func(func(string) bool)) []string {
 	slices.Sort(near[2])
 	nearest := slices.Concat(near[0], near[1], near[2])
 	return nearest[:min(len(nearest), 3)]
-}
-
-// slips is the Levenshtein distance of two strings, ignoring case, or 3 if it is greater than two.
-func slips(a, b string) int {
-	const far = 3
-	a, b = strings.ToLower(a), strings.ToLower(b)
-	if len(a)-len(b) >= far || len(b)-len(a) >= far {
-		return far
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		least := row[0]
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j]+1, row[j+1]+1)
-			least = min(least, row[j+1])
-		}
-		if least >= far {
-			return far
-		}
-	}
-	return min(row[len(b)], far)
 }

@@ -5,6 +5,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/raylink/raylink/internal/spelling"
+
 	"github.com/raylink/raylink/internal/nodename"
 )
 
@@ -61,7 +63,7 @@ func TestSlipsAreEditDistancesUpToTwo(t *testing.T) {
 		{"", "ab", 2},
 		{"", "abc", 3},
 	} {
-		require.Equal(t, c.want, slips(c.a, c.b), "%s and %s", c.a, c.b)
-		require.Equal(t, c.want, slips(c.b, c.a), "%s and %s", c.b, c.a)
+		require.Equal(t, c.want, spelling.Distance(c.a, c.b), "%s and %s", c.a, c.b)
+		require.Equal(t, c.want, spelling.Distance(c.b, c.a), "%s and %s", c.b, c.a)
 	}
 }
