@@ -1,4 +1,4 @@
-// Package spelling tells how far apart words are, to suggest which one was meant.
+// Package spelling measures how far apart words are, to suggest which one was meant.
 package spelling
 
 import "strings"
