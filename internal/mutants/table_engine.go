@@ -28,7 +28,10 @@ func ofEngine() []Mutant {
 		},
 		{
 			Name: "engine/misspelt-settings-are-resources",
-			Edit: Edit{File: "internal/engine/group.go", Func: "set", Original: "spelling.Distance(key, known) <= 1", Mutated: "spelling.Distance(key, known) < 0"},
+			Edit: Edit{
+				File: "internal/engine/group.go", Func: "set",
+				Original: "spelling.Distance(key, known) <= 1", Mutated: "spelling.Distance(key, known) < 0",
+			},
 			Test: "TestParseGroupRefuses", Prints: `An error is expected`,
 		},
 		{
