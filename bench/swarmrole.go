@@ -228,7 +228,11 @@ func (s *swarm) lookUp(ctx context.Context, d time.Duration) (outcome, error) {
 			req := &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Path{Path: node.path}}}
 			res := new(brainv1.LookupResponse)
 			// As hosts do it.
-			err := from.conn.Invoke(ctx, brainv1connect.BrainServiceLookupProcedure, req, func(b []byte) error {
+			request, err := records.AppendLookupRequest(nil, req)
+			if err != nil {
+				return err
+			}
+			err = from.conn.Invoke(ctx, brainv1connect.BrainServiceLookupProcedure, request, func(b []byte) error {
 				return records.UnmarshalLookup(b, res)
 			})
 			if err == nil && res.GetNode().GetNid() != node.nid {

@@ -58,8 +58,12 @@ func (b brainClient) Lookup(ctx context.Context, req *brainv1.LookupRequest) (*b
 	if err != nil {
 		return nil, connecterr.From(err)
 	}
+	request, err := records.AppendLookupRequest(nil, req)
+	if err != nil {
+		return b.client.Lookup(own(ctx), req) // with the error of a message that can't be sent
+	}
 	res := new(brainv1.LookupResponse)
-	err = conn.Invoke(ctx, brainv1connect.BrainServiceLookupProcedure, req, func(b []byte) error { return records.UnmarshalLookup(b, res) })
+	err = conn.Invoke(ctx, brainv1connect.BrainServiceLookupProcedure, request, func(b []byte) error { return records.UnmarshalLookup(b, res) })
 	if err != nil {
 		return nil, err
 	}

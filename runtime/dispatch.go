@@ -15,6 +15,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/access"
 	"github.com/raylink/raylink/internal/pki"
+	"github.com/raylink/raylink/internal/records"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -61,7 +62,7 @@ var lookups = sync.Pool{New: func() any { return new(lookup) }} //nolint:gocheck
 func (d *dispatcher) serveLookup(in *tunnel.Incoming) {
 	l := lookups.Get().(*lookup) //nolint:forcetypeassert // see above
 	l.host, l.in = d.host, in
-	if err := in.Decode(&l.req); err != nil {
+	if err := in.DecodeWith(func(b []byte) error { return records.UnmarshalLookupRequest(b, &l.req) }); err != nil {
 		in.Reply(nil, err)
 		return
 	}
@@ -198,8 +199,11 @@ var (
 	_ tunnel.Allocator    = (*dispatcher)(nil)
 )
 
-// NewIncoming implements [tunnel.Allocator].
-func (*dispatcher) NewIncoming() *tunnel.Incoming {
+// NewIncoming implements [tunnel.Allocator]. Calls for the host itself are no arrivals at a node.
+func (d *dispatcher) NewIncoming(names *tunnel.Names) *tunnel.Incoming {
+	if names.Target == "" && d.only == nil {
+		return &tunnel.Incoming{}
+	}
 	a := &arrival{}
 	a.in.State = a
 	return &a.in

@@ -19,7 +19,7 @@ func ofRecords() []Mutant {
 		},
 		{
 			Name: "records/text-is-not-checked",
-			Edit: Edit{File: file, Func: "encoder.text", Original: "!utf8.ValidString(text)", Mutated: "false"},
+			Edit: Edit{File: file, Func: "encoder.member", Original: "!utf8.ValidString(text)", Mutated: "false"},
 			Test: "TestTextThatIsNotUTF8IsNotEncoded",
 		},
 		{
@@ -36,6 +36,11 @@ func ofRecords() []Mutant {
 			Name: "records/decoded-text-is-not-checked",
 			Edit: Edit{File: decode, Func: "decoder.text", Original: "!utf8.ValidString(s)", Mutated: "false"},
 			Test: "TestWhatHasToBeMergedOrIsUnknownIsLeftToProtobuf",
+		},
+		{
+			Name: "records/a-second-request-is-dropped",
+			Edit: Edit{File: "internal/records/request.go", Func: "decodeLookupRequest", Original: `d.failed || d.rest != ""`, Mutated: "d.failed"},
+			Test: "TestRequestsAreDecodedAsProtobufDoes",
 		},
 		{
 			Name: "records/unknown-fields-are-dropped",

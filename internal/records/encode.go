@@ -1,5 +1,5 @@
-// Package records encodes and decodes the records of nodes. Brain and its clients encode and decode
-// more of them than of all other messages together. protobuf's encoder first computes the size of
+// Package records encodes and decodes the records of nodes, and requests for them. Brain and its
+// clients encode and decode more of them than of all other messages together. protobuf's encoder first computes the size of
 // each nested message and of each map by reflection, and its decoder allocates each text: both take
 // several times as long.
 //
@@ -139,9 +139,13 @@ func (e *encoder) unknown(msg proto.Message) {
 
 // text appends a string, unless it is empty.
 func (e *encoder) text(field protowire.Number, text string) {
-	if text == "" {
-		return
+	if text != "" {
+		e.member(field, text)
 	}
+}
+
+// member appends a string of a oneof, which is also set if it is empty.
+func (e *encoder) member(field protowire.Number, text string) {
 	if !utf8.ValidString(text) {
 		e.fail(errors.New("a text is not UTF-8"))
 	}

@@ -30,9 +30,9 @@ type Handler interface {
 // Allocator is implemented by a [Handler] that keeps state of its own per call, so that both can
 // share one allocation.
 type Allocator interface {
-	// NewIncoming allocates an Incoming, which the tunnel then fills in. It is called on the read
-	// loop, for calls of every shape.
-	NewIncoming() *Incoming
+	// NewIncoming allocates the Incoming of a call with these names, which the tunnel then fills in.
+	// It is called on the read loop, for calls of every shape.
+	NewIncoming(names *Names) *Incoming
 }
 
 // HandlerState is what a handler keeps of one call.
@@ -201,6 +201,15 @@ func (in *Incoming) Decode(msg proto.Message) error {
 		err = codec.Decode(r.body, msg)
 	}
 	if err != nil {
+		return Undecodable(in.Procedure, true, err)
+	}
+	return nil
+}
+
+// DecodeWith passes the encoded request to decode, which must not keep it. Otherwise it is like
+// [Incoming.Decode].
+func (in *Incoming) DecodeWith(decode func(request []byte) error) error {
+	if err := decode(in.conn().reading.request.body); err != nil {
 		return Undecodable(in.Procedure, true, err)
 	}
 	return nil

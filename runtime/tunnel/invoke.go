@@ -4,14 +4,15 @@ import (
 	"context"
 	"sync"
 
-	"google.golang.org/protobuf/proto"
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
-// Invoke calls a unary procedure of the peer itself, not of a target, and waits for the response,
-// which it passes to decode; decode must not keep the bytes. Invoke does what a connect client does
-// on [Conn.Transport], but for interceptors, metadata and statistics, at a fraction of the cost.
-// Its errors are of type [connect.Error]. It may be called concurrently.
-func (c *Conn) Invoke(ctx context.Context, procedure string, req proto.Message, decode func(response []byte) error) error {
+// Invoke calls a unary procedure of the peer itself, not of a target, with an encoded request,
+// which must not be modified afterwards. It waits for the response, which it passes to decode;
+// decode must not keep the bytes. Invoke does what a connect client does on [Conn.Transport], but
+// for interceptors, metadata and statistics, at a fraction of the cost. Its errors are of type
+// [connect.Error]. It may be called concurrently.
+func (c *Conn) Invoke(ctx context.Context, procedure string, request []byte, decode func(response []byte) error) error {
 	call, ok := invocations.Get().(*Call)
 	if !ok {
 		call = new(Call)
@@ -20,7 +21,7 @@ func (c *Conn) Invoke(ctx context.Context, procedure string, req proto.Message, 
 		call.Reset()
 		invocations.Put(call)
 	}()
-	call.Procedure, call.Request, call.Synchronous, call.raw = procedure, req, true, true
+	call.Procedure, call.Request, call.Synchronous, call.raw = procedure, &codec.Raw{B: request}, true, true
 	if err := c.Start(ctx, call); err != nil {
 		return err
 	}

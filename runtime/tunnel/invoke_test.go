@@ -34,9 +34,14 @@ func TestInvoke(t *testing.T) {
 		for range 4 {
 			callers.Go(func() {
 				want := pattern(size, size)
+				request, err := proto.Marshal(wrapperspb.Bytes(want))
+				if err != nil {
+					t.Error(err)
+					return
+				}
 				for range times {
 					var got []byte
-					err := s.client.Invoke(t.Context(), "/p/Echo", wrapperspb.Bytes(want), func(b []byte) error {
+					err := s.client.Invoke(t.Context(), "/p/Echo", request, func(b []byte) error {
 						res := new(wrapperspb.BytesValue)
 						err := proto.Unmarshal(b, res)
 						got = res.GetValue()

@@ -74,11 +74,11 @@ func (l *readLoop) servedCall(id uint32) *Incoming {
 
 func (l *readLoop) onCall(h frameHeader, body []byte) error {
 	c := l.conn
-	in := l.newIncoming()
-	in.id, in.StreamType = h.id(), connect.StreamType(h.flags()&callShape)
-	in.ctx.conn, in.ctx.in = c, in
 	p := parser{rest: body}
-	in.Names = l.names.read(&p)
+	names := l.names.read(&p)
+	in := l.newIncoming(names)
+	in.Names, in.id, in.StreamType = names, h.id(), connect.StreamType(h.flags()&callShape)
+	in.ctx.conn, in.ctx.in = c, in
 	if h.flags()&callDeadline != 0 {
 		// A deadline beyond the range of time.Duration means no deadline.
 		if remaining := p.uint64(); remaining < uint64(maxDeadline/time.Microsecond) {
@@ -197,10 +197,10 @@ type request struct {
 	mayAlias bool
 }
 
-func (l *readLoop) newIncoming() *Incoming {
+func (l *readLoop) newIncoming(names *Names) *Incoming {
 	c := l.conn
 	if c.allocator != nil {
-		return c.allocator.NewIncoming()
+		return c.allocator.NewIncoming(names)
 	}
 	return &Incoming{}
 }
