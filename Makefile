@@ -104,22 +104,32 @@ test-hostile: ## attacks on a host, by frames and HTTP, with a bound on memory: 
 	RAYLINK_HOSTILE=$(HOSTILE) $(GO) test -count=1 -timeout=0 -run='^TestHostile$$' -v .
 	$(GO) test -count=1 -timeout=10m -run='TestMemoryHeldForHostileCaller|TestMemoryHeldForHostileServer|TestPeerThatReadsLate' ./runtime/tunnel
 
+# The checks of the services restart processes, and wait for that most of the time.
 .PHONY: test-soak
 test-soak: ## three hosts under stress, the parameter server, the storage and the replay: make test-soak SOAK=10m KILLS=200 ROWS=10000000; SEED=N chooses what happens
-	@race=; if $(GO) test -race -run='^$$' errors >/dev/null 2>&1; then race=-race; fi; \
-	echo "$(GO) test $$race ./internal/soak -soak=$(SOAK)"; \
-	$(GO) test $$race -count=1 -timeout=0 ./internal/soak -v -soak=$(SOAK) $(if $(SEED),-soak.seed=$(SEED)) && \
-	echo "$(GO) test $$race ./internal/parametertest -kills=$(KILLS)" && \
-	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/parametertest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED)) && \
-	echo "$(GO) test $$race ./internal/storagetest -kills=$(KILLS)" && \
-	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/storagetest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED)) && \
-	echo "$(GO) test $$race ./internal/replaytest -rows=$(ROWS)" && \
-	$(GO) test $$race -count=1 -timeout=0 ./internal/replaytest -v -rows=$(ROWS) -kills=$$(($(KILLS) / 5)) $(if $(SEED),-seed=$(SEED))
+	@$(MAKE) --no-print-directory soak-hosts
+	@$(MAKE) --no-print-directory -j2 -Otarget soak-parameters soak-storage soak-replay
+
+soak = $(call tested,$(GO) test $(RACE) -count=1 -timeout=0 $(1) -v $(2) $(if $(SEED),$(3)=$(SEED)))
+
+.PHONY: soak-hosts soak-parameters soak-storage soak-replay
+soak-hosts:
+	@$(call soak,./internal/soak,-soak=$(SOAK),-soak.seed)
+soak-parameters:
+	@$(call soak,-run=Kills ./internal/parametertest,-kills=$(KILLS),-seed)
+soak-storage:
+	@$(call soak,-run=Kills ./internal/storagetest,-kills=$(KILLS),-seed)
+soak-replay:
+	@$(call soak,./internal/replaytest,-rows=$(ROWS) -kills=$(shell expr $(KILLS) / 5),-seed)
 
 .PHONY: lint
-lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint, buf lint and the rules of language
+lint: lint-text lint-go ## golangci-lint, buf lint and the rules of language
+
+.PHONY: lint-text lint-go
+lint-text: $(TOOLS)/buf
 	$(TOOLS)/buf lint
 	$(GO) test -count=1 ./internal/prose
+lint-go: $(TOOLS)/golangci-lint
 	$(TOOLS)/golangci-lint run ./...
 	@for m in $(MODULES); do echo "golangci-lint in $$m"; (cd $$m && $(TOOLS)/golangci-lint run -c $(CURDIR)/.golangci.yml ./...); done
 
@@ -216,19 +226,28 @@ redis: ## install redis-server for the rows of the storage in the benchmark, whe
 
 # Half of the linker's time goes into symbols for debuggers, and there are hundreds of binaries.
 # Without paths in them, what another clone has compiled is found in the cache.
+#
+# Many tests wait, for a process to start or a time to pass. What only computes, and has no
+# deadlines, runs beside them at the lowest priority: it takes what they leave.
 .PHONY: ci
 ci: export GOFLAGS := -ldflags=-w -trimpath $(GOFLAGS)
 ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory check-generate
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory cross
-	@$(MAKE) --no-print-directory -j2 -Otarget $(if $(CLIENTS),test-clients) test-conformance # both wait most of the time
-	@$(MAKE) --no-print-directory test-invariants
-	@$(MAKE) --no-print-directory test-mutants
+	@$(MAKE) --no-print-directory lint-text
 	@$(MAKE) --no-print-directory test-economy
+	@$(MAKE) --no-print-directory -j2 -Otarget ci-tests ci-static
+
+.PHONY: ci-tests ci-static
+ci-tests:
+	@$(MAKE) --no-print-directory test-invariants
 	@$(MAKE) --no-print-directory test-hostile
+	@$(MAKE) --no-print-directory -j2 -Otarget $(if $(CLIENTS),test-clients) test-conformance # both wait most of the time
+	@$(MAKE) --no-print-directory test-mutants
 	@$(MAKE) --no-print-directory test-soak
 	@$(MAKE) --no-print-directory test SKIP=Kills # test-soak has run these, with more kills
+ci-static:
+	@nice -n 19 $(MAKE) --no-print-directory lint-go
+	@nice -n 19 $(MAKE) --no-print-directory cross
 
 .PHONY: demo
 demo: build ## train CartPole with the whole pipeline; SEEDS=20 prints a table, PRIORITIZED=1 samples a table of the replay, ABLATE=pull and ABLATE=replay must fail

@@ -219,8 +219,12 @@ func (s *replayStore[C]) hold(ctx context.Context, areas int) error {
 func (s *replayStore[C]) sampleItems(ctx context.Context, table string, n int) error {
 	sampler := s.samplers[table]
 	if sampler == nil {
+		ahead := prefetched
+		if !s.rows.Client().Mapped() {
+			ahead = prefetchedAfar
+		}
 		var err error
-		sampler, err = s.rows.Sampler(table, replay.BatchOf(n), replay.Prefetch(prefetched), replay.Weights(weightExponent))
+		sampler, err = s.rows.Sampler(table, replay.BatchOf(n), replay.Prefetch(ahead), replay.Weights(weightExponent))
 		if err != nil {
 			return err
 		}

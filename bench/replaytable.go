@@ -29,7 +29,8 @@ const (
 const (
 	priorityExponent = 0.6
 	weightExponent   = 0.4
-	prefetched       = 16
+	prefetched       = 32
+	prefetchedAfar   = 16 // from another machine: half of the buffers that a node keeps
 )
 
 // keyStore has keys that are drawn, and whose priorities are updated, without any rows.

@@ -1,7 +1,7 @@
 // Package records encodes and decodes the records of nodes, and requests for them. Brain and its
-// clients encode and decode more of them than of all other messages together. protobuf's encoder first computes the size of
-// each nested message and of each map by reflection, and its decoder allocates each text: both take
-// several times as long.
+// clients encode and decode more of them than of all other messages together. protobuf's encoder
+// first computes the size of each nested message and of each map by reflection, and its decoder
+// allocates each text: both take several times as long.
 //
 // The encoding is protobuf's. Messages that this package does not expect are left to protobuf. The
 // code that vtprotobuf generates is about as fast, but accepts texts that are not UTF-8: Brain

@@ -30,8 +30,8 @@ type Handler interface {
 // Allocator is implemented by a [Handler] that keeps state of its own per call, so that both can
 // share one allocation.
 type Allocator interface {
-	// NewIncoming allocates the Incoming of a call with these names, which the tunnel then fills in.
-	// It is called on the read loop, for calls of every shape.
+	// NewIncoming allocates the Incoming of a call with these names, which the tunnel then fills
+	// in. It is called on the read loop, for calls of every shape.
 	NewIncoming(names *Names) *Incoming
 }
 
