@@ -31,10 +31,7 @@ func Create(path string, size uint64) (*os.File, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // complete; the caller adds the operation
 	}
-	if err = file.Truncate(int64(size)); err == nil { //nolint:gosec // fails if it is negative
-		err = reserve(file, path, 0, size)
-	}
-	if err != nil {
+	if err := reserve(file, path, 0, size); err != nil {
 		return nil, errors.Join(err, file.Close(), os.Remove(path))
 	}
 	return file, nil
@@ -71,6 +68,9 @@ const largeFrom = 8 << 20
 // with one small page in it fills the holes with a large page: nothing but that page is copied.
 // Measured for 256 MiB: 45 ms to reserve, map, write and free the space, and 300 ms in small pages.
 func reserveLarge(file *os.File, offset, size uint64) {
+	if file.Truncate(int64(size)) != nil { //nolint:gosec // a file's size
+		return // the caller finds out why
+	}
 	end := size / hugePage * hugePage
 	for from := (offset + hugePage - 1) / hugePage * hugePage; from < end; from += reserveStep {
 		length := min(reserveStep, end-from)
@@ -197,6 +197,9 @@ func Collapse(file *os.File, size uint64) error {
 	return collapse(file, 0, size)
 }
 
+// collapseTries bounds how often a range is tried again.
+const collapseTries = 3
+
 // collapse collapses a range of large pages.
 func collapse(file *os.File, offset, size uint64) error {
 	w, err := MapWindow(file, offset, size)
@@ -204,6 +207,9 @@ func collapse(file *os.File, offset, size uint64) error {
 		return err
 	}
 	err = unix.Madvise(w.Bytes(), unix.MADV_COLLAPSE)
+	for try := 0; errors.Is(err, unix.EAGAIN) && try < collapseTries; try++ { // the kernel used a page otherwise
+		err = unix.Madvise(w.Bytes(), unix.MADV_COLLAPSE)
+	}
 	if err != nil {
 		err = fmt.Errorf("collapse %d bytes: %w", size, err)
 	}
