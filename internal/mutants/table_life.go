@@ -122,6 +122,16 @@ func ofAges() []Mutant {
 			Test: refused + "a_link", Package: "services/replay",
 		},
 		{
+			Name: "mapfile/large-files-have-small-pages",
+			Edit: Edit{File: mapfile, Func: "reserve", Original: "isTmpfs(&fs)", Mutated: "false"},
+			Test: "TestLargeFilesHaveLargePages", Package: "services/internal/mapfile",
+		},
+		{
+			Name: "mapfile/files-grow-by-small-pages",
+			Edit: Edit{File: mapfile, Func: "reserveLarge", Original: "from < end", Mutated: "from < end && offset == 0"},
+			Test: "TestLargeFilesHaveLargePages", Package: "services/internal/mapfile",
+		},
+		{
 			Name: "replay/files-that-are-not-regular-are-used",
 			Edit: Edit{File: mapfile, Func: "check", Original: "stat.Mode&unix.S_IFMT != unix.S_IFREG", Mutated: "false"},
 			Test: refused + "a_pipe", Package: "services/replay",

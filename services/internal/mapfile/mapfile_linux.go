@@ -42,6 +42,8 @@ func reserve(file *os.File, path string, offset, size uint64) error {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(file.Fd()), &fs); err == nil && fs.Bavail < (size-offset)/uint64(fs.Bsize) { //nolint:gosec // positive
 		return reserveError(unix.ENOSPC, path, size) // avoids filling the file system first
+	} else if err == nil && isTmpfs(&fs) && size-offset >= largeFrom {
+		reserveLarge(file, offset, size)
 	}
 	for from := offset; from < size; from += reserveStep {
 		length := min(reserveStep, size-from)
@@ -54,6 +56,33 @@ func reserve(file *os.File, path string, offset, size uint64) error {
 		}
 	}
 	return nil
+}
+
+// largeFrom is the size in bytes from which space on a tmpfs is reserved in large pages.
+const largeFrom = 8 << 20
+
+// reserveLarge reserves what it can of a new range of a file on a tmpfs, in large pages. It is best
+// effort: it ends when there are none.
+//
+// A tmpfs allocates large pages only if it was mounted so, which is rare. But collapsing a range
+// with one small page in it fills the holes with a large page: nothing but that page is copied.
+// Measured for 256 MiB: 45 ms to reserve, map, write and free the space, and 300 ms in small pages.
+func reserveLarge(file *os.File, offset, size uint64) {
+	if file.Truncate(int64(size)) != nil { //nolint:gosec // a file's size
+		return // the caller finds out why
+	}
+	end := size / hugePage * hugePage
+	for from := (offset + hugePage - 1) / hugePage * hugePage; from < end; from += reserveStep {
+		length := min(reserveStep, end-from)
+		for at := from; at < from+length; at += hugePage {
+			if _, err := file.WriteAt([]byte{0}, int64(at)); err != nil { //nolint:gosec // a file's size
+				return
+			}
+		}
+		if collapse(file, from, length) != nil {
+			return
+		}
+	}
 }
 
 // reserveError adds the cause of a lack of space, where it is known.
@@ -165,11 +194,22 @@ func Collapse(file *os.File, size uint64) error {
 	if size == 0 {
 		return nil
 	}
-	w, err := MapWindow(file, 0, size)
+	return collapse(file, 0, size)
+}
+
+// collapseTries bounds how often a range is tried again.
+const collapseTries = 3
+
+// collapse collapses a range of large pages.
+func collapse(file *os.File, offset, size uint64) error {
+	w, err := MapWindow(file, offset, size)
 	if err != nil {
 		return err
 	}
 	err = unix.Madvise(w.Bytes(), unix.MADV_COLLAPSE)
+	for try := 0; errors.Is(err, unix.EAGAIN) && try < collapseTries; try++ { // the kernel used a page otherwise
+		err = unix.Madvise(w.Bytes(), unix.MADV_COLLAPSE)
+	}
 	if err != nil {
 		err = fmt.Errorf("collapse %d bytes: %w", size, err)
 	}

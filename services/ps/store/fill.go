@@ -99,7 +99,7 @@ func (p pieces) size() uint64 {
 // On a tmpfs they are copied into mappings: there, a write costs more for each page than to map it,
 // and writes to one file exclude each other. Other file systems write larger units, and map pages
 // for writing slowly. Measured for 256 MiB with two processors: on a tmpfs 69 ms by mappings (36 ms
-// with large pages, see Sweep) and 92 ms by writes, on ext4 684 ms and 65 ms.
+// with large pages) and 92 ms by writes, on ext4 684 ms and 65 ms.
 func (p pieces) writeTo(f *file) error {
 	if !mapfile.InMemory(f.handle) {
 		return inLanes(f.layout.chunks(), func(i int) error { return p.writeChunk(f, i) })

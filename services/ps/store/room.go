@@ -224,7 +224,8 @@ func (s *Store) reap() error {
 }
 
 // Sweep frees what is not in use anymore: versions beyond [Options.Held], and deleted ones. On a
-// tmpfs it moves large files that are used again to large pages. The officer calls it regularly.
+// tmpfs it moves large files that are used again to large pages, if there were none when they were
+// created. The officer calls it regularly.
 func (s *Store) Sweep() error {
 	s.mu.Lock()
 	if s.closed {

@@ -56,7 +56,6 @@ class Run:
         self.ray, self.events, self.request = ray, events, request
         self.restarts = request["restarts"]
         self.stopping = False
-        self.actors = {}
         from ray.util.placement_group import placement_group
 
         from . import machine
@@ -65,6 +64,8 @@ class Run:
         self.actor = ray.remote(machine.Machine)
         self.group = placement_group(bundles, strategy=strategy, name=f"raylink-{os.getpid()}")
         self.bundles = bundles
+        # Ray takes most of a second to start an actor's process: the program is stored meanwhile.
+        self.actors = {index: self.create(index) for index in range(len(request["machines"]))}
         with open(request["raylink"], "rb") as file:
             program = file.read()
         self.sha256 = hashlib.sha256(program).hexdigest()
@@ -86,8 +87,7 @@ class Run:
         # Ray keeps the arguments of an actor's creation, but not those of its methods.
         request = {"brain": self.request["brain"], "token": self.request["token"], "flags": asked["flags"], "sha256": self.sha256}
         while not self.stopping:
-            actor = self.actors[index] = self.create(index)
-            cause = ""
+            actor, cause = self.actors[index], ""
             try:
                 async for ref in actor.run.options(num_returns="streaming").remote(request, [self.executable]):
                     line, previous = await ref, cause
@@ -104,6 +104,7 @@ class Run:
             self.events("lost", machine=asked["name"], cause=cause, again=again)
             if not again:
                 return
+            self.actors[index] = self.create(index)
 
     async def decided(self, actor, error):
         """Returns the error once Ray has decided what has become of an actor that it calls unavailable."""
