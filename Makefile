@@ -241,10 +241,10 @@ ci: ## everything that has to be green before anything lands
 ci-tests:
 	@$(MAKE) --no-print-directory test-invariants
 	@$(MAKE) --no-print-directory test-hostile
-	@$(MAKE) --no-print-directory -j2 -Otarget $(if $(CLIENTS),test-clients) test-conformance # both wait most of the time
-	@$(MAKE) --no-print-directory test-mutants
 	@$(MAKE) --no-print-directory test-soak
 	@$(MAKE) --no-print-directory test SKIP=Kills # test-soak has run these, with more kills
+	@$(MAKE) --no-print-directory -j2 -Otarget $(if $(CLIENTS),test-clients) test-conformance # both wait most of the time
+	@$(MAKE) --no-print-directory test-mutants
 ci-static:
 	@nice -n 19 $(MAKE) --no-print-directory lint-go
 	@nice -n 19 $(MAKE) --no-print-directory cross

@@ -60,6 +60,19 @@ func ofDraws() []Mutant {
 			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
 		},
 		{
+			Name: "replay/items-requested-ahead-are-requested-again",
+			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.due", Original: "- pending - a.requested", Mutated: "- pending"},
+			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
+		},
+		{
+			Name: "replay/calls-in-flight-lose-the-order",
+			Edit: Edit{
+				File: "services/replay/draw.go", Func: "Sampler.concurrent",
+				Original: "kind == table.Uniform || kind == table.Prioritized", Mutated: "kind <= table.Prioritized || kind > table.Prioritized",
+			},
+			Test: "TestDrawsAheadKeepTheOrder", Args: []string{"-test.count=3"},
+		},
+		{
 			Name: "replay/probabilities-are-those-of-other-draws",
 			Edit: Edit{
 				File:     "services/replay/columnmessage.go",

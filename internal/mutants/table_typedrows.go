@@ -143,7 +143,7 @@ func ofReservedRows() []Mutant {
 			Edit: Edit{
 				File: "services/replay/ring/inplace.go", Func: "InPlace.lockOne", Original: "> k.lag", Mutated: "> 1<<40",
 			},
-			Test: "TestReservedPositionsDoNotGetOld", Args: []string{shrinkBriefly},
+			Test: "TestReservedPositionsDoNotGetOld", Args: []string{shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "inplace/single-rows-go-beyond-the-end",

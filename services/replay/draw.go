@@ -9,6 +9,7 @@ import (
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/replay/internal/table"
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
@@ -238,10 +239,11 @@ func (s *Sampler[C]) giveUp(b *SampledBatch[C], before int, first sampledItems, 
 // drawAhead draws batches by calls until that fails, the sampler is closed, the ring is not mapped
 // any more, or Next is to go on. It returns the last batch, or an error, or neither.
 //
-// While the rows of some batches are copied, the node draws the next ones. A call is for half of
-// what is drawn ahead, so that the two processes wake each other up once for several batches.
-// There is only one call at a time, because the node may answer concurrent ones in any order, and
-// a queue has one.
+// While the rows of some batches are copied, the node draws the next ones. A call is for several
+// batches, so that the two processes wake each other up less often, and the next call is with the
+// node before it has answered: neither waits for the other then. Where the order of the items
+// matters there is only one call at a time, because the node may answer concurrent ones in any
+// order.
 func (s *Sampler[C]) drawAhead() (*SampledBatch[C], error) {
 	for len(s.taken) > 0 {
 		<-s.taken
@@ -261,7 +263,7 @@ func (s *Sampler[C]) drawAhead() (*SampledBatch[C], error) {
 			return nil, nil //nolint:nilnil // as said
 		case s.pending.left() > 0:
 			b, err = s.fill(s.ctx)
-		case a.call != nil:
+		case len(a.calls) > 0:
 			err = s.responseAhead()
 		default:
 			select {
@@ -296,7 +298,7 @@ func (s *Sampler[C]) drawOne(ctx context.Context) (b *SampledBatch[C], err error
 		switch {
 		case s.pending.left() > 0:
 			b, err = s.fill(s.ctx)
-		case a.call != nil && isDoneWithin(ctx, a.call.future.Done(), patience):
+		case len(a.calls) > 0 && isDoneWithin(ctx, a.calls[0].future.Done(), patience):
 			err = s.responseAhead()
 		default:
 			return nil, nil //nolint:nilnil // as said
@@ -338,16 +340,22 @@ func (s *Sampler[C]) leavesCalls() bool { return !s.typed.client.Mapped() && !s.
 // requestDue requests what is due to be drawn ahead.
 func (s *Sampler[C]) requestDue() {
 	a := &s.ahead
-	if n := s.due(); n > 0 {
-		a.call = s.request(s.ctx, n, a.blocked)
+	for n := s.due(); n > 0; n = s.due() {
+		a.calls = append(a.calls, s.request(s.ctx, n, a.blocked))
+		a.requested += n
 	}
 }
 
-// responseAhead waits for the response to what was requested ahead.
+// responseAhead waits for the response to what was first requested ahead.
 func (s *Sampler[C]) responseAhead() (err error) {
 	a := &s.ahead
-	a.blocked, err = s.response(s.ctx, a.call)
-	a.call = nil
+	call := a.calls[0]
+	a.calls, a.requested = slices.Delete(a.calls, 0, 1), a.requested-call.items
+	if a.blocked, err = s.response(s.ctx, call); err != nil {
+		for _, later := range a.calls { // they will be canceled
+			s.returned += later.returned
+		}
+	}
 	return err
 }
 
@@ -355,37 +363,51 @@ func (s *Sampler[C]) responseAhead() (err error) {
 type drawingAhead struct {
 	// owed is the number of items in the batches that may be drawn ahead, and are not drawn yet.
 	owed int
-	// call is the current one. blocked means that the limiter blocked items of the last one.
-	call    *itemsCall
-	blocked bool
+	// calls are in flight, for requested items in all. blocked means that the limiter blocked items
+	// of the last one that was answered.
+	calls     []*itemsCall
+	requested int
+	blocked   bool
 }
 
-// cancel ends the current call.
+// cancel ends the calls in flight.
 func (a *drawingAhead) cancel() {
-	if a.call != nil {
-		a.call.future.Cancel()
+	for _, call := range a.calls {
+		call.future.Cancel()
 	}
-	a.call, a.blocked = nil, false
+	a.calls, a.requested, a.blocked = nil, 0, false
+}
+
+// callsAhead is how many calls may be in flight where the order of the items does not matter.
+const callsAhead = 2
+
+// concurrent returns how many calls may be in flight.
+func (s *Sampler[C]) concurrent() int {
+	if kind := s.config.Sampler.Kind; kind == table.Uniform || kind == table.Prioritized {
+		return callsAhead
+	}
+	return 1
 }
 
 // due returns how many items to request now, to draw ahead.
 func (s *Sampler[C]) due() int {
 	a := &s.ahead
 	batch, missing, pending := s.options.batch, s.missing(), s.pending.left()
-	left := a.owed - (batch - missing) - pending
+	left := a.owed - (batch - missing) - pending - a.requested
 	switch {
-	case a.call != nil || left <= 0:
+	case len(a.calls) == s.concurrent() || left <= 0:
 		return 0
 	case a.blocked:
-		if pending > 0 {
+		if pending > 0 || len(a.calls) > 0 {
 			return 0
 		}
 		return missing // a batch does not wait for the one behind it
 	}
-	half := max(1, s.options.prefetch/2) * batch
-	if left < half && pending > 0 {
+	// One part is copied, and the others are with the node.
+	part := max(1, s.options.prefetch/(1+s.concurrent())) * batch
+	if left < part && (pending > 0 || len(a.calls) > 0) {
 		return 0
 	}
 	// left%batch items are missing in a batch that was drawn: they were overwritten.
-	return min(left, half+left%batch, maxSampledItems)
+	return min(left, part+left%batch, maxSampledItems)
 }

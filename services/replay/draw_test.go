@@ -61,6 +61,35 @@ func TestBatchesDoNotWaitForThoseBehindThem(t *testing.T) {
 	})
 }
 
+// TestDrawsAheadKeepTheOrder samples tables whose order matters. The node may answer calls that are
+// in flight together in any order.
+func TestDrawsAheadKeepTheOrder(t *testing.T) {
+	const items = 3000
+	tables := []*replayv1.TableConfig{
+		Table("first", FIFO(), MaxSampled(1), MaxItems(items)), Table("last", LIFO(), MaxSampled(1), MaxItems(items)),
+	}
+	itemsBothWays(t, items, tables, func(t *testing.T, p *Typed[pointColumns], _ *replayv1raylink.Replay) {
+		w := itemWriter(t, p, History(1))
+		for n := range int64(items) {
+			require.NoError(t, w.Append(t.Context(), 1, points(n)))
+			for _, config := range tables {
+				_, err := w.Item(t.Context(), config.GetName(), 1, 1)
+				require.NoError(t, err)
+			}
+		}
+		require.NoError(t, w.Flush(t.Context()))
+		first, last := itemSampler(t, p, "first", BatchOf(1), Prefetch(3)), itemSampler(t, p, "last", BatchOf(1), Prefetch(3))
+		for n := range int64(items) {
+			b, err := first.Next(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, n, b.Columns.N[0])
+			b, err = last.Next(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, items-1-n, b.Columns.N[0])
+		}
+	})
+}
+
 // TestSamplersThatAreCalledAtOnceCopyNoRowsAhead and copy them ahead again once the caller has
 // other work.
 func TestSamplersThatAreCalledAtOnceCopyNoRowsAhead(t *testing.T) {

@@ -395,6 +395,17 @@ func TestRowOfKilledChangerIsLost(t *testing.T) {
 }
 
 // TestReaderWaitsForARowThatIsBeingChanged has a changer that finishes while the reader waits.
+// watched calls a function when its channel is asked for: when something begins to wait.
+type watched struct {
+	context.Context //nolint:containedctx // it is one
+	waits           func()
+}
+
+func (w watched) Done() <-chan struct{} {
+	w.waits()
+	return w.Context.Done()
+}
+
 func TestReaderWaitsForARowThatIsBeingChanged(t *testing.T) {
 	r := newRing(t, testLayout(4))
 	write(t, r, 4)
@@ -407,9 +418,9 @@ func TestReaderWaitsForARowThatIsBeingChanged(t *testing.T) {
 	at := r.wordAt(r.rows, 2)
 	old := word(at.Load())
 	at.Store(uint64(writingWord(2, r.self)))
-	finished := time.AfterFunc(200*time.Microsecond, func() { at.Store(uint64(old.changed())) })
-	defer finished.Stop()
-	lost, err := h.At(t.Context(), []uint64{1, 2, 3}, into)
+	// The change ends once the reader waits for it.
+	ctx := watched{t.Context(), func() { at.Store(uint64(old.changed())) }}
+	lost, err := h.At(ctx, []uint64{1, 2, 3}, into)
 	require.NoError(t, err)
 	require.Empty(t, lost)
 	require.Zero(t, torn(into))
