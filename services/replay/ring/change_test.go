@@ -398,7 +398,8 @@ func TestRowOfKilledChangerIsLost(t *testing.T) {
 // watched calls a function when its channel is asked for: when something begins to wait.
 type watched struct {
 	context.Context //nolint:containedctx // it is one
-	waits           func()
+
+	waits func()
 }
 
 func (w watched) Done() <-chan struct{} {
