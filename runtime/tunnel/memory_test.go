@@ -1,6 +1,7 @@
 package tunnel_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -50,6 +51,26 @@ func leastMemory(enough int) int {
 	return least
 }
 
+// largestInUse describes what holds the most memory, as far as the profile has samples of it.
+func largestInUse() string {
+	records := make([]runtime.MemProfileRecord, 10_000)
+	n, _ := runtime.MemProfile(records, false)
+	slices.SortFunc(records[:n], func(a, b runtime.MemProfileRecord) int { return cmp.Compare(b.InUseBytes(), a.InUseBytes()) })
+	var text strings.Builder
+	for _, r := range records[:min(n, 8)] {
+		fmt.Fprintf(&text, "%d bytes:", r.InUseBytes())
+		for frames := runtime.CallersFrames(r.Stack()); ; {
+			frame, more := frames.Next()
+			text.WriteString(" " + frame.Function)
+			if !more {
+				break
+			}
+		}
+		text.WriteByte('\n')
+	}
+	return text.String()
+}
+
 // inTransit is the number of bytes that memnet buffers in both directions.
 const inTransit = 2 * 256 << 10
 
@@ -92,6 +113,9 @@ func (h *attack) flood(t *testing.T, nc net.Conn, victim *tunnel.Conn) (held int
 		if blocked || err != nil {
 			break
 		}
+	}
+	if held > enough-before {
+		t.Log("the largest allocations in use:\n" + largestInUse())
 	}
 	got := victim.Stats().BytesReceived - received
 	t.Logf("%d KiB to send, %d KiB received, %d KiB held", (len(h.first)+size)>>10, got>>10, held>>10)

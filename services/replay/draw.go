@@ -64,6 +64,13 @@ type itemsCall struct {
 	returned uint32
 }
 
+// cancel cancels the call if it is not over. It reads the outcome, because an error that is not read
+// is logged.
+func (c *itemsCall) cancel() {
+	c.future.Cancel()
+	_, _ = c.future.Get(context.Background())
+}
+
 // request asks the node for items. If the limiter blocks some of them, the node waits, or returns
 // fewer.
 func (s *Sampler[C]) request(ctx context.Context, items int, wait bool) *itemsCall {
@@ -82,7 +89,7 @@ func (s *Sampler[C]) request(ctx context.Context, items int, wait bool) *itemsCa
 // response waits for the response to a request, and keeps the items. It reports whether the limiter
 // has blocked some of them.
 func (s *Sampler[C]) response(ctx context.Context, call *itemsCall) (blocked bool, err error) {
-	defer call.future.Cancel()
+	defer call.cancel()
 	var res *replayv1.SampleItemsResponse
 	get := func(ctx context.Context) (err error) {
 		res, err = call.future.Get(ctx)
@@ -373,7 +380,7 @@ type drawingAhead struct {
 // cancel ends the calls in flight.
 func (a *drawingAhead) cancel() {
 	for _, call := range a.calls {
-		call.future.Cancel()
+		call.cancel()
 	}
 	a.calls, a.requested, a.blocked = nil, 0, false
 }

@@ -68,7 +68,7 @@ func TestDrawsAheadKeepTheOrder(t *testing.T) {
 	tables := []*replayv1.TableConfig{
 		Table("first", FIFO(), MaxSampled(1), MaxItems(items)), Table("last", LIFO(), MaxSampled(1), MaxItems(items)),
 	}
-	itemsBothWays(t, items, tables, func(t *testing.T, p *Typed[pointColumns], _ *replayv1raylink.Replay) {
+	itemsBothWays(t, 2*items, tables, func(t *testing.T, p *Typed[pointColumns], _ *replayv1raylink.Replay) {
 		w := itemWriter(t, p, History(1))
 		for n := range int64(items) {
 			require.NoError(t, w.Append(t.Context(), 1, points(n)))
