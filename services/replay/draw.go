@@ -64,8 +64,8 @@ type itemsCall struct {
 	returned uint32
 }
 
-// cancel cancels the call if it is not over. It reads the outcome, because an error that is not read
-// is logged.
+// cancel cancels the call if it is not over. It reads the outcome, because an error that is not
+// read is logged.
 func (c *itemsCall) cancel() {
 	c.future.Cancel()
 	_, _ = c.future.Get(context.Background())
