@@ -1,16 +1,16 @@
 """The benchmark's process for a Ray cluster of three nodes on this machine.
 
-usage: engines.py DIRECTORY
+usage: engines.py DIRECTORY | engines.py up ADDRESS
 It speaks the protocol of the benchmark's other processes (role.go), and ends the cluster when its
-input ends. Its first answer has the cluster's address.
+input ends. Its first answer has the cluster's address. With `up` it is a program of a cluster: it
+prints a line when its actors have answered, and ends.
 """
 
 import json
 import os
+import subprocess
 import sys
 import time
-
-import numpy as np
 
 NODES = 3
 STORE = 1536 << 20  # the object store's size of each node in bytes
@@ -35,6 +35,7 @@ class Node:
 
     def read(self, refs):
         """Gets an array, reads each cache line, and returns the array's number and when it was read."""
+        import numpy as np
         import ray
 
         parameters = ray.get(refs[0])
@@ -44,6 +45,28 @@ class Node:
         if words[0] != words[-1]:
             raise RuntimeError("the parameters are a mixture of two versions")
         return int(words[0]), read
+
+
+def connect(address):
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level="error")
+
+
+def gang():
+    """A placement group of a bundle on each node, and an actor in each bundle, which has answered."""
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"CPU": 1}] * NODES, strategy="STRICT_SPREAD")
+    actor = ray.remote(Node)
+    actors = [
+        actor.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, i)).remote() for i in range(NODES)
+    ]
+    group.wait()
+    ray.get([a.answer.remote() for a in actors])
+    return actors
 
 
 class Peer:
@@ -62,31 +85,19 @@ class Peer:
 
     def connect(self):
         if not self.ray.is_initialized():
-            self.ray.init(address=self.cluster.address, log_to_driver=False, logging_level="error")
-
-    def gang(self):
-        """A placement group of a bundle on each node, and an actor in each bundle, which has answered."""
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        group = placement_group([{"CPU": 1}] * NODES, strategy="STRICT_SPREAD")
-        actor = self.ray.remote(Node)
-        actors = [
-            actor.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group, i)).remote() for i in range(NODES)
-        ]
-        group.wait()
-        self.ray.get([a.answer.remote() for a in actors])
-        return actors
+            connect(self.cluster.address)
 
     def up(self):
+        """From the command, as for RayLink."""
         if self.ray.is_initialized():
             self.ray.shutdown()
             self.actor = self.readers = None
         begun = monotonic()
-        self.connect()
-        self.gang()
-        took = monotonic() - begun
-        self.ray.shutdown()
+        with subprocess.Popen([sys.executable, __file__, "up", self.cluster.address], stdout=subprocess.PIPE) as program:
+            line = program.stdout.readline()
+            took = monotonic() - begun
+        if line != b"up\n" or program.returncode != 0:
+            raise RuntimeError(f"the program has ended with {program.returncode}")
         return outcome([took], took)
 
     def create(self, job):
@@ -122,9 +133,11 @@ class Peer:
         return result
 
     def deliver(self, job, stamp):
+        import numpy as np
+
         self.connect()
         if self.readers is None:
-            self.readers = self.gang()
+            self.readers = gang()
         size = job["size"]
         if self.parameters is None or len(self.parameters) != size:
             self.parameters = np.full(size, 7, np.uint8)
@@ -154,6 +167,11 @@ class Peer:
 
 
 def main():
+    if sys.argv[1] == "up":
+        connect(sys.argv[2])
+        gang()
+        print("up", flush=True)
+        return
     # Whatever Ray prints is dropped: it reports nodes' ends at length.
     out = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -69,6 +69,8 @@ class Run:
         with open(request["raylink"], "rb") as file:
             program = file.read()
         self.sha256 = hashlib.sha256(program).hexdigest()
+        # Ray's nodes on this computer need not fetch it, nor write it once each.
+        machine.install(self.sha256, lambda: program)
         self.executable = ray.put(program)
 
     def create(self, index):

@@ -45,7 +45,7 @@ class Machine:
 
         The token is in the request. executable is a list with the reference to raylink's executable.
         """
-        path = install(request["sha256"], executable)
+        path = install(request["sha256"], lambda: ray.get(executable[0]))
         directory = tempfile.mkdtemp(prefix="raylink-")
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAYLINK_") or name == "RAYLINK_LOG"}
         env["RAYLINK_MACHINE"] = "ray-" + uuid.uuid4().hex
@@ -102,10 +102,10 @@ class Machine:
             pass  # the agent has ended, which `run` reports
 
 
-def install(sha256, executable):
+def install(sha256, fetch):
     """Returns the path of an executable in the cluster's session directory, which Ray's nodes on one computer share.
 
-    It is fetched from Ray's object store if it is not there.
+    If it is not there, it becomes what `fetch` returns.
     """
     directory = os.path.join(ray._private.worker._global_node.get_session_dir_path(), "raylink")
     os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -115,7 +115,7 @@ def install(sha256, executable):
     if not os.path.exists(path):
         fd, temporary = tempfile.mkstemp(dir=directory)
         with os.fdopen(fd, "wb") as file:
-            file.write(ray.get(executable[0]))
+            file.write(fetch())
         os.chmod(temporary, 0o700)
         os.rename(temporary, path)
     return path
