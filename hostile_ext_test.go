@@ -463,7 +463,7 @@ func unread(t *testing.T, v *victim) func() {
 	const size = hostileMessage - 64<<10
 	body := append([]byte{0x0a}, binary.AppendUvarint(nil, size)...)
 	body = append(body, make([]byte, size)...)
-	for range 64 {
+	for range 160 {
 		nc := all.dial(t, v)
 		if tcp, ok := nc.(*net.TCPConn); ok {
 			require.NoError(t, tcp.SetReadBuffer(4<<10)) // otherwise the kernel buffers most of it

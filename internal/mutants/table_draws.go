@@ -61,7 +61,7 @@ func ofDraws() []Mutant {
 		},
 		{
 			Name: "replay/items-requested-ahead-are-requested-again",
-			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.due", Original: "- pending - a.requested", Mutated: "- pending"},
+			Edit: Edit{File: "services/replay/draw.go", Func: "Sampler.due", Original: "left -= call.items", Mutated: "_ = call"},
 			Test: "TestSamplersDrawAsManyBatchesAheadAsTheyShould", Timeout: 10 * time.Second, Prints: `is not less than or equal to|test timed out`,
 		},
 		{

@@ -91,12 +91,15 @@ func (c content) write(rows *columns, i int, halfway func()) {
 	}
 }
 
+// errMissing is the error of a row that is zero.
+var errMissing = errors.New("a row is missing")
+
 // readRow returns the content of a row, or why it is no complete row.
 func readRow(rows *columns, i int) (content, error) {
 	c := content{rows.Writer[i], rows.Number[i], rows.Episode[i], rows.After[i], rows.Life[i]}
 	x := c.sum()
 	if rows.Sum[i] == 0 && c == (content{}) {
-		return c, errors.New("a row is missing")
+		return c, errMissing
 	}
 	if rows.Sum[i] != x {
 		return c, fmt.Errorf("torn row: %+v has the sum %x", c, rows.Sum[i])
@@ -210,6 +213,9 @@ func (m *memory) checkRows(rows *columns, sequences []uint64, ordered bool) ([]c
 	numbers := make(map[uint64]uint64)
 	for i, s := range sequences {
 		c, err := readRow(rows, i)
+		if errors.Is(err, errMissing) { // the ring has it, and no item was to be filled
+			err = errors.New("torn row: nothing of it is written")
+		}
 		if err == nil {
 			err = m.check(s, c)
 		}

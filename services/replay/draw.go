@@ -349,7 +349,6 @@ func (s *Sampler[C]) requestDue() {
 	a := &s.ahead
 	for n := s.due(); n > 0; n = s.due() {
 		a.calls = append(a.calls, s.request(s.ctx, n, a.blocked))
-		a.requested += n
 	}
 }
 
@@ -357,7 +356,7 @@ func (s *Sampler[C]) requestDue() {
 func (s *Sampler[C]) responseAhead() (err error) {
 	a := &s.ahead
 	call := a.calls[0]
-	a.calls, a.requested = slices.Delete(a.calls, 0, 1), a.requested-call.items
+	a.calls = slices.Delete(a.calls, 0, 1)
 	if a.blocked, err = s.response(s.ctx, call); err != nil {
 		for _, later := range a.calls { // they will be canceled
 			s.returned += later.returned
@@ -370,11 +369,10 @@ func (s *Sampler[C]) responseAhead() (err error) {
 type drawingAhead struct {
 	// owed is the number of items in the batches that may be drawn ahead, and are not drawn yet.
 	owed int
-	// calls are in flight, for requested items in all. blocked means that the limiter blocked items
-	// of the last one that was answered.
-	calls     []*itemsCall
-	requested int
-	blocked   bool
+	// calls are in flight. blocked means that the limiter blocked items of the last one that was
+	// answered.
+	calls   []*itemsCall
+	blocked bool
 }
 
 // cancel ends the calls in flight.
@@ -382,7 +380,7 @@ func (a *drawingAhead) cancel() {
 	for _, call := range a.calls {
 		call.cancel()
 	}
-	a.calls, a.requested, a.blocked = nil, 0, false
+	a.calls, a.blocked = nil, false
 }
 
 // callsAhead is how many calls may be in flight where the order of the items does not matter.
@@ -400,7 +398,10 @@ func (s *Sampler[C]) concurrent() int {
 func (s *Sampler[C]) due() int {
 	a := &s.ahead
 	batch, missing, pending := s.options.batch, s.missing(), s.pending.left()
-	left := a.owed - (batch - missing) - pending - a.requested
+	left := a.owed - (batch - missing) - pending
+	for _, call := range a.calls {
+		left -= call.items
+	}
 	switch {
 	case len(a.calls) == s.concurrent() || left <= 0:
 		return 0

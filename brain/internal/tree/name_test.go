@@ -5,8 +5,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/raylink/raylink/internal/spelling"
-
 	"github.com/raylink/raylink/internal/nodename"
 )
 
@@ -47,23 +45,5 @@ func TestNewNidsAreUUIDsAndDiffer(t *testing.T) {
 		require.Equal(t, byte('4'), nid[14])
 		require.False(t, seen[nid])
 		seen[nid] = true
-	}
-}
-
-func TestSlipsAreEditDistancesUpToTwo(t *testing.T) {
-	for _, c := range []struct {
-		a, b string
-		want int
-	}{
-		{"learner", "learner", 0},
-		{"learner", "Learner", 0},
-		{"learner", "lerner", 1},
-		{"learner", "leanrer", 2},
-		{"learner", "worker", 3},
-		{"", "ab", 2},
-		{"", "abc", 3},
-	} {
-		require.Equal(t, c.want, spelling.Distance(c.a, c.b), "%s and %s", c.a, c.b)
-		require.Equal(t, c.want, spelling.Distance(c.b, c.a), "%s and %s", c.b, c.a)
 	}
 }

@@ -114,8 +114,12 @@ def install(sha256, fetch):
     path = os.path.join(directory, sha256)
     if not os.path.exists(path):
         fd, temporary = tempfile.mkstemp(dir=directory)
-        with os.fdopen(fd, "wb") as file:
-            file.write(fetch())
-        os.chmod(temporary, 0o700)
-        os.rename(temporary, path)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(fetch())
+            os.chmod(temporary, 0o700)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     return path
