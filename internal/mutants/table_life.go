@@ -132,6 +132,19 @@ func ofAges() []Mutant {
 			Test: "TestLargeFilesHaveLargePages", Package: "services/internal/mapfile",
 		},
 		{
+			Name: "mapfile/large-pages-are-mapped-as-small-ones",
+			Edit: Edit{
+				File: mapfile, Func: "mapAligned",
+				Original: "(hugePage - uintptr(room)%hugePage) % hugePage", Mutated: "(hugePage - uintptr(room)%hugePage) % hugePage / 8192 * 4096",
+			},
+			Test: "TestLargeFilesHaveLargePages", Package: "services/internal/mapfile",
+		},
+		{
+			Name: "mapfile/reserved-addresses-are-not-given-back",
+			Edit: Edit{File: mapfile, Func: "mapAligned", Original: "unmap(room, before), ", Mutated: ""},
+			Test: "TestMappingsLeaveNothingBehind", Package: "services/internal/mapfile",
+		},
+		{
 			Name: "replay/files-that-are-not-regular-are-used",
 			Edit: Edit{File: mapfile, Func: "check", Original: "stat.Mode&unix.S_IFMT != unix.S_IFREG", Mutated: "false"},
 			Test: refused + "a_pipe", Package: "services/replay",

@@ -80,7 +80,7 @@ func largePages(t *testing.T, mapping []byte) int {
 	return total
 }
 
-// TestLargeFilesHaveLargePages: also the part by which a file grows.
+// TestLargeFilesHaveLargePages: also the part by which a file grows, and however it is mapped.
 func TestLargeFilesHaveLargePages(t *testing.T) {
 	const size = 4*hugePage + 3*4096
 	file := createInMemory(t, size)
@@ -92,12 +92,45 @@ func TestLargeFilesHaveLargePages(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, window.Unmap()) }()
 	window.Populate()
-	require.Equal(t, make([]byte, 3*size), window.Bytes())
-	// The large page at which the file ended before has small pages.
-	if got := largePages(t, window.mapping); got < 11*hugePage {
-		if err := Collapse(file, 3*size); err != nil {
-			t.Skip("there are no large pages:", err)
+	mapping, err := MapPopulated(file, 3*size, ReadOnly)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, Unmap(mapping)) }()
+	for _, mapped := range [][]byte{window.mapping, mapping} {
+		require.Equal(t, make([]byte, 3*size), mapped)
+		// The large page at which the file ended before has small pages.
+		if got := largePages(t, mapped); got < 11*hugePage {
+			if err := Collapse(file, 3*size); err != nil {
+				t.Skip("there are no large pages:", err)
+			}
+			require.FailNow(t, "the file has small pages", "only %d of %d bytes are in large pages", got, 3*size)
 		}
-		require.FailNow(t, "the file has small pages", "only %d of %d bytes are in large pages", got, 3*size)
 	}
+}
+
+// TestMappingsLeaveNothingBehind maps parts of a file of sizes around those of pages, until what is
+// left of one would have used up the number of mappings of a process.
+func TestMappingsLeaveNothingBehind(t *testing.T) {
+	const size = 3 * hugePage
+	file := createInMemory(t, size)
+	_, err := file.WriteAt(bytes.Repeat([]byte{7}, size), 0)
+	require.NoError(t, err)
+	mappings := func() int {
+		maps, err := os.ReadFile("/proc/self/maps")
+		require.NoError(t, err)
+		return bytes.Count(maps, []byte("\n"))
+	}
+	before := mappings()
+	for i, size := range []uint64{1, 4095, 4097, hugePage - 1, hugePage, hugePage + 1, 2*hugePage + 4095, size} {
+		for range 100 {
+			mapping, err := Map(file, size, Access(i%2 == 0))
+			require.NoError(t, err)
+			require.Len(t, mapping, int(size))
+			require.EqualValues(t, 7, mapping[size-1])
+			require.NoError(t, Unmap(mapping))
+		}
+	}
+	require.InDelta(t, before, mappings(), 50, "Go's heap may have grown")
+	_, err = Map(file, 0, ReadOnly)
+	require.ErrorContains(t, err, "map 0 bytes")
+	require.NoError(t, Unmap(nil))
 }

@@ -18,7 +18,7 @@ const (
 	// maxAhead and maxAheadBytes bound the positions that a head reserves at once for several
 	// writes.
 	maxAhead      = 64
-	maxAheadBytes = 64 << 10
+	maxAheadBytes = 1 << 20
 	// maxLag bounds the positions that others reserved since, for those left to be used.
 	maxLag = 1024
 )

@@ -51,7 +51,8 @@ func (p *InPlace) sit() {
 		if s.taken {
 			continue
 		}
-		s.taken, p.seat, p.usual = true, s, r.newUsual(i+1)
+		s.taken, p.seat = true, s
+		p.usual.prepare(p.head, i+1)
 		runtime.AddCleanup(p, func(s *seat) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
