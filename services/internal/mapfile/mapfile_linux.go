@@ -270,7 +270,7 @@ func mapAligned(file *os.File, offset, size uint64, protection, flags int) ([]by
 		if err != nil {
 			return nil, fmt.Errorf("map %d bytes: %w", size, err)
 		}
-		return unsafe.Slice((*byte)(start), length), nil
+		return unsafe.Slice((*byte)(start), length), nil //nolint:gosec // the mapping above
 	}
 	// The kernel has no flag for the alignment. So the part is mapped over a reserved range of
 	// addresses that certainly contains an aligned one, and what is left of that is given back.
@@ -289,7 +289,7 @@ func mapAligned(file *os.File, offset, size uint64, protection, flags int) ([]by
 	if err := errors.Join(unmap(room, before), unmap(unsafe.Add(room, end), length+hugePage-end)); err != nil {
 		return nil, errors.Join(err, unmap(start, length))
 	}
-	return unsafe.Slice((*byte)(start), length), nil
+	return unsafe.Slice((*byte)(start), length), nil //nolint:gosec // the mapping above
 }
 
 // unmap removes what is mapped to a range of addresses, which may be empty.
@@ -305,7 +305,7 @@ func unmap(start unsafe.Pointer, length uintptr) error {
 
 // Unmap removes a mapping, which must not be used afterwards. It accepts nil.
 func Unmap(mapping []byte) error {
-	return unmap(unsafe.Pointer(unsafe.SliceData(mapping)), uintptr(len(mapping)))
+	return unmap(unsafe.Pointer(unsafe.SliceData(mapping)), uintptr(len(mapping))) //nolint:gosec // all of it
 }
 
 // Lock locks one byte of a file for this open file description. It returns [ErrLocked] if another
