@@ -154,18 +154,31 @@ func (s *shuffled) update(uint32, float64) {}
 func (s *shuffled) any() bool              { return s.size > 0 }
 
 func (s *shuffled) draw(random *rand.Rand, dst []choice) {
+	if !s.epochs {
+		s.drawAny(random, dst)
+		return
+	}
 	for i := range dst {
 		if s.drawn == s.size {
 			s.drawn = 0
 			s.epoch++
 		}
 		left := s.size - s.drawn
-		position := s.drawn + random.Uint32N(left)
-		slot := *s.order.at(position)
+		slot := *s.order.at(s.drawn + random.Uint32N(left))
 		dst[i] = choice{slot: slot, probability: 1 / float64(left)}
-		if s.epochs {
-			s.markDrawn(slot)
-		}
+		s.markDrawn(slot)
+	}
+}
+
+// drawAny is draw without epochs. It chooses all positions first, so that the cache misses of the
+// reads that follow overlap.
+func (s *shuffled) drawAny(random *rand.Rand, dst []choice) {
+	probability := 1 / float64(s.size)
+	for i := range dst {
+		dst[i] = choice{slot: random.Uint32N(s.size), probability: probability}
+	}
+	for i := range dst {
+		dst[i].slot = *s.order.at(dst[i].slot)
 	}
 }
 
