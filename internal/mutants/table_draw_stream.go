@@ -52,6 +52,21 @@ func ofDrawingNodes() []Mutant {
 			Test: "TestNodeEndsStreamsOfSamples",
 		},
 		{
+			Name: "replay/batches-before-an-error-are-not-sent",
+			Edit: Edit{File: node, Func: "node.Draw", Original: "close(d.responses)", Mutated: "end(err); close(d.responses)"},
+			Test: "TestBatchesAreMadeWhileOneIsSent/error",
+		},
+		{
+			Name: "replay/batches-are-sent-after-the-end",
+			Edit: Edit{File: node, Func: "drawing.sendAll", Original: "ctx.Err() != nil", Mutated: "false"},
+			Test: "TestBatchesAreMadeWhileOneIsSent/ended",
+		},
+		{
+			Name: "replay/batches-are-not-made-while-one-is-sent",
+			Edit: Edit{File: node, Func: "node.Draw", Original: "DrawResponse, madeAhead)", Mutated: "DrawResponse)"},
+			Test: "TestBatchesAreMadeWhileOneIsSent",
+		},
+		{
 			Name: "replay/data-of-batches-is-not-aligned",
 			Edit: Edit{File: node, Func: "pad", Original: "begin%8 != 0", Mutated: "false"},
 			Test: "TestRowsBeginAtAMultipleOf8Bytes",

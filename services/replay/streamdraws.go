@@ -22,6 +22,9 @@ const (
 	drawnBytes = 1 << 20
 	// maxSpare is the size of the buffers that a stream keeps until the sampler is done with them.
 	maxSpare = 8 << 20
+	// madeAhead is how many responses are made while one is sent: drawing and copying the rows of a
+	// batch takes as long as the kernel takes to send it.
+	madeAhead = 2
 )
 
 // errDrawn ends a stream that the sampler has ended.
@@ -70,6 +73,8 @@ type drawing struct {
 	stream replayv1raylink.ReplayDrawServerStream
 	head   *ring.ReadHead
 	shape  rowShape
+	// responses are those that were made, and not sent yet.
+	responses chan *replayv1.DrawResponse
 	// batch is the number of the current one. The others are memory of the goroutine that draws.
 	batch     uint64
 	samples   []table.Sample
@@ -102,6 +107,7 @@ func (n *node) Draw(ctx context.Context, stream replayv1raylink.ReplayDrawServer
 	}
 	d := &drawing{
 		node: n, open: first.GetOpen(), stream: stream, shape: shapeOf(n.ring.Layout()), more: make(chan struct{}, 1),
+		responses: make(chan *replayv1.DrawResponse, madeAhead),
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -116,7 +122,11 @@ func (n *node) Draw(ctx context.Context, stream replayv1raylink.ReplayDrawServer
 	}
 	defer n.draws.leave(d)
 	go func() { end(d.receive()) }() // ends with the call
+	var sender sync.WaitGroup
+	sender.Go(func() { d.sendAll(ctx, end) })
 	err = d.serve(ctx)
+	close(d.responses)
+	sender.Wait()
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errDrawn):
 		return nil
@@ -216,9 +226,32 @@ func (d *drawing) sending(data []byte) {
 	d.used = append(d.used, usedBuffer{d.sent, data})
 }
 
-// serve sends batches until the stream ends.
+// sendAll sends the responses until there are no more, and ends the stream if one can't be sent.
+// Those that were made before an error are sent too, but none after the stream has ended.
+func (d *drawing) sendAll(ctx context.Context, end context.CancelCauseFunc) {
+	for res := range d.responses {
+		if ctx.Err() != nil {
+			continue
+		}
+		if err := d.stream.Send(res); err != nil {
+			end(err)
+		}
+	}
+}
+
+// enqueue lets a response be sent after those before.
+func (d *drawing) enqueue(ctx context.Context, res *replayv1.DrawResponse) error {
+	select {
+	case d.responses <- res:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// serve makes batches until the stream ends.
 func (d *drawing) serve(ctx context.Context) error {
-	if err := d.stream.Send(&replayv1.DrawResponse{RingId: d.node.ring.ID().String()}); err != nil {
+	if err := d.enqueue(ctx, &replayv1.DrawResponse{RingId: d.node.ring.ID().String()}); err != nil {
 		return err
 	}
 	for ; ; d.batch++ {
@@ -266,7 +299,7 @@ func (d *drawing) draw(ctx context.Context, n int) ([]table.Sample, error) {
 	samples := d.samples[:n]
 	done, err := t.TrySample(samples, options)
 	if blocked, _ := blockedOf(err); blocked != nil {
-		if err := d.stream.Send(&replayv1.DrawResponse{Batch: d.batch, Blocked: blocked}); err != nil {
+		if err := d.enqueue(ctx, &replayv1.DrawResponse{Batch: d.batch, Blocked: blocked}); err != nil {
 			return nil, err
 		}
 		_, err = t.Sample(table.WithCall(ctx, d.open.GetCall()), samples[done:], options)
@@ -355,17 +388,17 @@ func (d *drawing) sendPart(ctx context.Context, samples []table.Sample, rows uin
 		}
 	}
 	if len(whole) == 0 {
-		return 0, d.stream.Send(&replayv1.DrawResponse{Batch: d.batch, Replaced: res.GetReplaced()})
+		return 0, d.enqueue(ctx, &replayv1.DrawResponse{Batch: d.batch, Replaced: res.GetReplaced()})
 	}
 	res.Items = sampledColumnsOf(whole)
-	return len(whole), d.respond(res)
+	return len(whole), d.respond(ctx, res)
 }
 
-// respond sends a response with rows.
-func (d *drawing) respond(res *replayv1.DrawResponse) error {
+// respond lets a response with rows be sent.
+func (d *drawing) respond(ctx context.Context, res *replayv1.DrawResponse) error {
 	pad(res)
 	d.sending(res.GetData())
-	return d.stream.Send(res)
+	return d.enqueue(ctx, res)
 }
 
 // pad lets the data begin at a multiple of 8 bytes of the encoded message, if it is encoded last.
@@ -453,9 +486,9 @@ func (d *drawing) sendLong(ctx context.Context, sample *table.Sample, most int) 
 		res := &replayv1.DrawResponse{Batch: d.batch, Items: items, Data: data, Rows: uint64(n)} //nolint:gosec // positive
 		if len(lost) > 0 {
 			res = &replayv1.DrawResponse{Batch: d.batch, Replaced: 1, Dropped: items == nil}
-			return 0, d.stream.Send(res)
+			return 0, d.enqueue(ctx, res)
 		}
-		if err := d.respond(res); err != nil {
+		if err := d.respond(ctx, res); err != nil {
 			return 0, err
 		}
 		items, sequences = nil, sequences[n:]
