@@ -195,6 +195,9 @@ func (a *TypedArea[C]) Release() error {
 // to a replay.
 type TypedWriter[C any] struct {
 	typed *Typed[C]
+	// client and view are those of typed, without loads from other memory: see ring.InPlace.
+	client *Client
+	view   func(rows *C, columns [][]byte)
 	// head writes batches: those that go through the node, and those too large to be written in
 	// place.
 	head *WriteHead
@@ -241,7 +244,9 @@ func (t *Typed[C]) Writer(options ...WriterOption) (*TypedWriter[C], error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &TypedWriter[C]{typed: t, head: t.client.Writer(), together: t.client.layout.MaxTogether()}
+	w := &TypedWriter[C]{
+		typed: t, client: t.client, view: t.row.Generated.View, head: t.client.Writer(), together: t.client.layout.MaxTogether(),
+	}
 	w.trusting = int(max(1, maxTrusted/t.client.layout.RowBytes())) //nolint:gosec // at most maxTrusted
 	for _, c := range t.row.Columns() {
 		w.initialize = w.initialize || len(c.GetInitial()) > 0
@@ -304,7 +309,7 @@ func (w *TypedWriter[C]) Sequences() []uint64 {
 
 // append writes rows, and remembers those that were written for items.
 func (w *TypedWriter[C]) append(ctx context.Context, n int, write func(rows *C), wait bool) error {
-	trusted := w.last != nil && n <= w.trusting && w.trust.take(w.typed.client) && ctx.Err() == nil
+	trusted := w.last != nil && n <= w.trusting && w.trust.take(w.client) && ctx.Err() == nil
 	var columns [][]byte
 	if trusted {
 		columns = w.last.Begin(n)
@@ -439,7 +444,7 @@ func (w *TypedWriter[C]) fillColumns(columns [][]byte) {
 	if w.initialize {
 		w.typed.row.Initialize(columns)
 	}
-	w.typed.row.Generated.View(&w.rows, columns) // As has made sure of the columns
+	w.view(&w.rows, columns) // As has made sure of the columns
 	w.write(&w.rows)
 }
 
