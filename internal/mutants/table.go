@@ -18,7 +18,8 @@ func All() []Mutant {
 		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
 		ofRows(), ofRowSchemas(), ofTables(), ofLimiters(), ofWaits(), ofLife(), ofChanges(), ofDraws(), ofDrawStreams(), ofSecured(), ofPublicTables(),
 		ofFeeds(), ofGateway(), ofEngine(), ofKeepers(), ofCheckpointFiles(), ofCheckpointing(), ofRestoring(),
-		ofPlacement(), ofPlaces(), ofRecords(), ofMachines(), ofPrograms(), ofTestMachines(), ofPKI(), ofAdmission(), ofHostsOfMachines(), ofSlurm(), ofRay(),
+		ofPlacement(), ofPlaces(), ofRecords(), ofMachines(), ofPrograms(), ofTestMachines(), ofPKI(), ofAdmission(),
+		ofSources(), ofHostsOfMachines(), ofSlurm(), ofRay(),
 	)
 }
 

@@ -70,30 +70,54 @@ func ofAdmission() []Mutant {
 			Test: "TestRevocationEndsStreams", Package: ".",
 		},
 		{
+			Name: "hosts/processes-keep-their-launchers-ports",
+			Edit: Edit{File: "runtime/machines.go", Func: "applyHostSettings", Original: "settings.GetPortRange()", Mutated: "o.PortRange"},
+			Test: "TestPortRange", Package: "internal/machinetest", Prints: "is not less than or equal to",
+		},
+	}
+}
+
+// ofSources returns the mutants of the limits that connections without a token share by source.
+func ofSources() []Mutant {
+	const (
+		listen    = "runtime/internal/listen"
+		admission = listen + "/admission.go"
+		share     = listen + "/share.go"
+	)
+	return []Mutant{
+		{
 			Name: "listen/one-source-has-all-places",
-			Edit: Edit{File: "runtime/internal/listen/admission.go", Func: "admission.tryEnter", Original: "most <= a.sources[source]+1", Mutated: "most > 0"},
-			Test: "TestOneSourceLeavesRoomForOthers", Package: "runtime/internal/listen", Prints: "another address has to wait",
+			Edit: Edit{File: admission, Func: "admission.tryEnter", Original: "most <= a.sources[source]+1", Mutated: "most > 0"},
+			Test: "TestOneSourceLeavesRoomForOthers", Package: listen, Prints: "another address has to wait",
 		},
 		{
 			Name: "listen/the-oldest-of-all-makes-room",
 			Edit: Edit{
-				File: "runtime/internal/listen/admission.go", Func: "admission.oldestOfLargest",
+				File: admission, Func: "admission.oldestOfLargest",
 				Original: "a.sources[p.source] == most", Mutated: "p != nil",
 			},
-			Test: "TestOneSourceLeavesRoomForOthers", Package: "runtime/internal/listen", Prints: "the connection of another address was closed",
+			Test: "TestOneSourceLeavesRoomForOthers", Package: listen, Prints: "the connection of another address was closed",
+		},
+		{
+			Name: "listen/the-newest-that-waits-makes-room",
+			Edit: Edit{File: admission, Func: "admission.await", Original: "a.waiting.Front()", Mutated: "a.waiting.Back()"},
+			Test: "TestFloodsDontDelayTheAcceptLoop", Package: listen, Prints: "the newest connection was closed",
+		},
+		{
+			Name: "listen/the-oldest-of-all-that-wait-makes-room",
+			Edit: Edit{
+				File: admission, Func: "admission.await",
+				Original: "a.waitingSources[oldest.source] == most", Mutated: "most > 0",
+			},
+			Test: "TestOneSourceLeavesRoomToWait", Package: listen,
 		},
 		{
 			Name: "listen/handshakes-begin-in-order-of-arrival",
 			Edit: Edit{
-				File: "runtime/internal/listen/share.go", Func: "queue.push",
+				File: share, Func: "queue.push",
 				Original: "l := q.lines[source]", Mutated: "source = netip.Prefix{}; l := q.lines[source]",
 			},
-			Test: "TestHandshakesTakeTurns", Package: "runtime/internal/listen",
-		},
-		{
-			Name: "hosts/processes-keep-their-launchers-ports",
-			Edit: Edit{File: "runtime/machines.go", Func: "applyHostSettings", Original: "settings.GetPortRange()", Mutated: "o.PortRange"},
-			Test: "TestPortRange", Package: "internal/machinetest", Prints: "is not less than or equal to",
+			Test: "TestHandshakesTakeTurns", Package: listen,
 		},
 	}
 }

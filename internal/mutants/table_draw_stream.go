@@ -53,7 +53,7 @@ func ofDrawingNodes() []Mutant {
 		},
 		{
 			Name: "replay/batches-before-an-error-are-not-sent",
-			Edit: Edit{File: node, Func: "node.Draw", Original: "close(d.responses)", Mutated: "end(err); close(d.responses)"},
+			Edit: Edit{File: node, Func: "drawing.run", Original: "return d.serve(ctx)", Mutated: "err := d.serve(ctx); end(err); return err"},
 			Test: "TestBatchesAreMadeWhileOneIsSent/error",
 		},
 		{

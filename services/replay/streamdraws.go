@@ -122,11 +122,7 @@ func (n *node) Draw(ctx context.Context, stream replayv1raylink.ReplayDrawServer
 	}
 	defer n.draws.leave(d)
 	go func() { end(d.receive()) }() // ends with the call
-	var sender sync.WaitGroup
-	sender.Go(func() { d.sendAll(ctx, end) })
-	err = d.serve(ctx)
-	close(d.responses)
-	sender.Wait()
+	err = d.run(ctx, end)
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errDrawn):
 		return nil
@@ -224,6 +220,15 @@ func (d *drawing) sending(data []byte) {
 		return
 	}
 	d.used = append(d.used, usedBuffer{d.sent, data})
+}
+
+// run makes and sends batches until the stream ends.
+func (d *drawing) run(ctx context.Context, end context.CancelCauseFunc) error {
+	var sender sync.WaitGroup
+	sender.Go(func() { d.sendAll(ctx, end) })
+	defer sender.Wait()
+	defer close(d.responses)
+	return d.serve(ctx)
 }
 
 // sendAll sends the responses until there are no more, and ends the stream if one can't be sent.

@@ -15,7 +15,8 @@ import (
 const (
 	// maxPending is the maximum number of such connections.
 	maxPending = 512
-	// maxWaiting is how many more may wait for room, of which nothing is read.
+	// maxWaiting is how many more may wait for room, of which nothing is read. The oldest make room
+	// for newer ones, so that of a burst nothing is left that would exclude later callers.
 	maxWaiting = maxPending
 	// pendingGrace is how long a connection is protected from being closed in favour of a newer
 	// one: long enough for a handshake.
@@ -30,10 +31,21 @@ type admission struct {
 	pending list.List  // of *pending
 	// sources counts the pending connections by source.
 	sources map[netip.Prefix]int
-	waiting int
-	closed  bool
+	// waiting are those that wait for room, the oldest first, and waitingSources counts them.
+	waiting        list.List // of *arrival
+	waitingSources map[netip.Prefix]int
+	closed         bool
 	// freed wakes an enter that waits for room.
 	freed chan struct{}
+}
+
+// arrival is a connection that waits for room.
+type arrival struct {
+	nc     net.Conn
+	source netip.Prefix
+	// displaced is closed when the connection was closed in favor of a newer one.
+	displaced chan struct{}
+	place     *list.Element // nil when it waits no more
 }
 
 // pending is one connection, until it is admitted or closed.
@@ -55,34 +67,67 @@ type pending struct {
 }
 
 func newAdmission() *admission {
-	return &admission{freed: make(chan struct{}, 1), sources: make(map[netip.Prefix]int)}
+	return &admission{freed: make(chan struct{}, 1), sources: make(map[netip.Prefix]int), waitingSources: make(map[netip.Prefix]int)}
 }
 
-// mayWait reports whether a connection may wait for room; if so, the caller must enter it.
-func (a *admission) mayWait() bool {
+// await lets a connection wait for room; the caller must enter it. At the limit it closes another
+// one, which it returns: the oldest of the source that has the most of them.
+func (a *admission) await(nc net.Conn) (_ *arrival, displaced net.Conn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.waiting >= maxWaiting {
-		return false
+	w := &arrival{nc: nc, source: sourceOf(nc.RemoteAddr()), displaced: make(chan struct{})}
+	w.place = a.waiting.PushBack(w)
+	a.waitingSources[w.source]++
+	if a.waiting.Len() <= maxWaiting {
+		return w, nil
 	}
-	a.waiting++
-	return true
+	most := 0
+	for _, n := range a.waitingSources {
+		most = max(most, n)
+	}
+	for e := a.waiting.Front(); displaced == nil; e = e.Next() {
+		if oldest, _ := e.Value.(*arrival); a.waitingSources[oldest.source] == most {
+			a.stopWaiting(oldest)
+			close(oldest.displaced)
+			_ = oldest.nc.Close()
+			displaced = oldest.nc
+		}
+	}
+	return w, displaced
 }
 
-// enterLater is enter after mayWait.
-func (a *admission) enterLater(ctx context.Context, nc net.Conn) *pending {
+// stopWaiting removes a connection from those that wait. The caller holds the lock.
+func (a *admission) stopWaiting(w *arrival) {
+	if w.place == nil {
+		return
+	}
+	a.waiting.Remove(w.place)
+	w.place = nil
+	if a.waitingSources[w.source]--; a.waitingSources[w.source] == 0 {
+		delete(a.waitingSources, w.source)
+	}
+}
+
+// enterLater is enter for a connection that waits. It also returns nil when that was displaced.
+func (a *admission) enterLater(ctx context.Context, w *arrival) *pending {
 	defer func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.waiting--
+		a.stopWaiting(w)
 	}()
-	return a.enter(ctx, nc)
+	return a.enter(ctx, w.nc, w.displaced)
 }
 
 // enter adds a connection. At the limit it closes another one, or waits until that one's grace has
-// passed. It returns nil, with the connection closed, if ctx ends first.
-func (a *admission) enter(ctx context.Context, nc net.Conn) *pending {
+// passed. It returns nil, with the connection closed, if ctx ends or the connection is displaced
+// first.
+func (a *admission) enter(ctx context.Context, nc net.Conn, displaced <-chan struct{}) *pending {
 	for {
+		select {
+		case <-displaced:
+			return nil
+		default:
+		}
 		p, wait := a.tryEnter(nc)
 		if p != nil {
 			return p
@@ -91,6 +136,7 @@ func (a *admission) enter(ctx context.Context, nc net.Conn) *pending {
 		select {
 		case <-a.freed:
 		case <-t.C:
+		case <-displaced:
 		case <-ctx.Done():
 			t.Stop()
 			_ = nc.Close()

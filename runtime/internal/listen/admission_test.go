@@ -28,7 +28,7 @@ func (a admitting) open() (p *pending, isOpen func() bool) {
 		_, _ = io.Copy(io.Discard, far)
 		close(closed)
 	}()
-	p = a.enter(a.t.Context(), near)
+	p = a.enter(a.t.Context(), near, nil)
 	require.NotNil(a.t, p)
 	return p, func() bool {
 		synctest.Wait()
@@ -92,7 +92,7 @@ func TestOldestConnectionYieldsToTheNewest(t *testing.T) {
 			a.open() // the oldest are as old as it takes by now, those that take their place are not
 		}
 		near, far := net.Pipe()
-		assert.Nil(t, a.enter(ctx, near))
+		assert.Nil(t, a.enter(ctx, near, nil))
 		_, err := far.Read(make([]byte, 1))
 		require.ErrorIs(t, err, io.EOF)
 

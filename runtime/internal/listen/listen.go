@@ -219,14 +219,16 @@ func (l *Listener) accept(ctx context.Context, in net.Listener) {
 // ended.
 func (l *Listener) admit(nc net.Conn, overTCP bool) bool {
 	p, _ := l.admission.tryEnter(nc)
-	if p == nil && !l.admission.mayWait() {
-		_ = nc.Close()
-		l.refused(nc, errors.New("too many connections without a token are open"))
-		return true
+	var waits *arrival
+	if p == nil {
+		var displaced net.Conn
+		if waits, displaced = l.admission.await(nc); displaced != nil {
+			l.refused(displaced, errors.New("too many connections without a token are open"))
+		}
 	}
 	isRunning := l.config.Spawn(func(ctx context.Context) {
 		if p == nil {
-			p = l.admission.enterLater(ctx, nc)
+			p = l.admission.enterLater(ctx, waits)
 		}
 		if p != nil {
 			l.identify(ctx, nc, p, overTCP)

@@ -290,7 +290,7 @@ func TestLingeringConnection(t *testing.T) {
 			near, far := memnet.Pipe()
 			defer near.Close() //nolint:errcheck // the other side may have closed it
 			under := &halfCloser{Conn: far}
-			c := &Conn{Conn: under, in: far, listener: w.Listener, pending: w.admission.enter(t.Context(), under)}
+			c := &Conn{Conn: under, in: far, listener: w.Listener, pending: w.admission.enter(t.Context(), under, nil)}
 			if lingers {
 				c.Linger()
 			}

@@ -56,10 +56,10 @@ func TestOneSourceLeavesRoomForOthers(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		first, firstFar := addressed(t, "10.0.0.1")
-		require.NotNil(t, a.enter(ctx, first))
+		require.NotNil(t, a.enter(ctx, first, nil))
 		for range maxPending - 1 {
 			nc, _ := addressed(t, "10.0.0.1")
-			require.NotNil(t, a.enter(ctx, nc))
+			require.NotNil(t, a.enter(ctx, nc, nil))
 		}
 		nc, _ := addressed(t, "10.0.0.1")
 		p, wait := a.tryEnter(nc)
@@ -68,12 +68,12 @@ func TestOneSourceLeavesRoomForOthers(t *testing.T) {
 
 		begun := time.Now()
 		other, otherFar := addressed(t, "10.0.0.2")
-		require.NotNil(t, a.enter(ctx, other))
+		require.NotNil(t, a.enter(ctx, other, nil))
 		require.Zero(t, time.Since(begun), "another address has to wait")
 		require.True(t, isClosed(firstFar))
 		for range 2 * maxPending {
 			nc, _ := addressed(t, "10.0.0.1")
-			require.NotNil(t, a.enter(ctx, nc))
+			require.NotNil(t, a.enter(ctx, nc, nil))
 		}
 		require.False(t, isClosed(otherFar), "the connection of another address was closed")
 		require.Equal(t, maxPending, a.pending.Len())
@@ -106,17 +106,54 @@ func TestFloodsDontDelayTheAcceptLoop(t *testing.T) {
 			}
 		}
 		assert.Equal(t, 5000-maxPending-maxWaiting+1, closed)
-		_, err := other.Write([]byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"))
-		require.NoError(t, err)
-		head := make([]byte, len("HTTP/1.1 200"))
-		_, err = io.ReadFull(other, head)
-		require.NoError(t, err)
-		require.Equal(t, "HTTP/1.1 200", string(head))
+		get := func(nc net.Conn) {
+			require.NoError(t, nc.SetReadDeadline(time.Time{}))
+			_, err := nc.Write([]byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+			require.NoError(t, err)
+			head := make([]byte, len("HTTP/1.1 200"))
+			_, err = io.ReadFull(nc, head)
+			require.NoError(t, err)
+			require.Equal(t, "HTTP/1.1 200", string(head))
+		}
+		get(other)
 		require.Zero(t, time.Since(begun))
+		newest := far[len(far)-1] // may be a caller, after a burst of the same address
+		require.False(t, isClosed(newest), "the newest connection was closed")
+		get(newest)
+		require.Equal(t, pendingGrace, time.Since(begun))
 		for _, c := range far {
 			_ = c.Close()
 		}
 	})
+}
+
+// TestOneSourceLeavesRoomToWait: connections that wait for room make room for others of their
+// address only.
+func TestOneSourceLeavesRoomToWait(t *testing.T) {
+	a := newAdmission()
+	first, _ := addressed(t, "10.0.0.2")
+	other, displaced := a.await(first)
+	require.Nil(t, displaced)
+	var waiting []*arrival
+	for range 2 * maxWaiting {
+		nc, _ := addressed(t, "10.0.0.1")
+		w, displaced := a.await(nc)
+		if waiting = append(waiting, w); len(waiting) < maxWaiting {
+			require.Nil(t, displaced)
+			continue
+		}
+		oldest := waiting[len(waiting)-maxWaiting]
+		require.Equal(t, oldest.nc, displaced)
+		require.Nil(t, a.enterLater(t.Context(), oldest))
+	}
+	require.NotNil(t, other.place, "the connection of another address was displaced")
+	require.NotNil(t, a.enterLater(t.Context(), other))
+	for _, w := range waiting[len(waiting)-maxWaiting+1:] {
+		require.NotNil(t, a.enterLater(t.Context(), w))
+	}
+	require.Zero(t, a.waiting.Len())
+	require.Empty(t, a.waitingSources)
+	a.close()
 }
 
 // TestHandshakesTakeTurns: 5,000 handshakes of one address delay one of another by a few others,
