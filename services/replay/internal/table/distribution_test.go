@@ -312,3 +312,17 @@ func TestWheelMatchesScan(t *testing.T) {
 		})
 	})
 }
+
+// TestPower: weights have the precision of math.Pow, however small they are.
+func TestPower(t *testing.T) {
+	for ratio := 1.0; ratio > 0; ratio /= 3 {
+		for _, exponent := range []float64{0.1, 0.4, 1, 2} {
+			if want := math.Pow(ratio, exponent); want == 0 {
+				require.Zero(t, power(ratio, exponent))
+			} else {
+				require.InEpsilon(t, want, power(ratio, exponent), 1e-12, "%g to the power of %g", ratio, exponent)
+			}
+		}
+	}
+	require.Zero(t, power(0, 1))
+}

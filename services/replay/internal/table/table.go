@@ -574,7 +574,7 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 		}
 		weight := 1.0
 		if least != 0 {
-			weight = min(1, math.Exp(w.beta*math.Log(least/c.probability))) // math.Pow takes twice as long
+			weight = min(1, power(least/c.probability, w.beta))
 		}
 		dst[i] = Sample{
 			Key:         keyOf(it.number, c.slot),
@@ -596,6 +596,16 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 		t.remove(chosen[0].slot)
 		t.counts.Exhausted++
 	}
+}
+
+// power is math.Pow for a ratio up to 1, in half the time. Where the result is subnormal, math.Exp
+// is wrong on amd64: by 5 % to any factor.
+func power(ratio, exponent float64) float64 {
+	const smallest = -708 // the logarithm of the smallest number that is not subnormal is -708.4
+	if logarithm := exponent * math.Log(ratio); logarithm >= smallest {
+		return math.Exp(logarithm)
+	}
+	return math.Pow(ratio, exponent)
 }
 
 // touch reads what draw needs of each item. These reads do not depend on each other, and little is
