@@ -93,21 +93,24 @@ func ofSources() []Mutant {
 		{
 			Name: "listen/the-oldest-of-all-makes-room",
 			Edit: Edit{
-				File: admission, Func: "admission.oldestOfLargest",
-				Original: "a.sources[p.source] == most", Mutated: "p != nil",
+				File: admission, Func: "oldestOfLargest",
+				Original: "sources[c.from()] == most", Mutated: "c != nil",
 			},
 			Test: "TestOneSourceLeavesRoomForOthers", Package: listen, Prints: "the connection of another address was closed",
 		},
 		{
 			Name: "listen/the-newest-that-waits-makes-room",
-			Edit: Edit{File: admission, Func: "admission.await", Original: "a.waiting.Front()", Mutated: "a.waiting.Back()"},
+			Edit: Edit{
+				File: admission, Func: "admission.await",
+				Original: "e, _ := oldestOfLargest(&a.waiting, a.waitingSources)", Mutated: "e := a.waiting.Back()",
+			},
 			Test: "TestFloodsDontDelayTheAcceptLoop", Package: listen, Prints: "the newest connection was closed",
 		},
 		{
 			Name: "listen/the-oldest-of-all-that-wait-makes-room",
 			Edit: Edit{
-				File: admission, Func: "admission.await",
-				Original: "a.waitingSources[oldest.source] == most", Mutated: "most > 0",
+				File: admission, Func: "oldestOfLargest",
+				Original: "sources[c.from()] == most", Mutated: "c != nil",
 			},
 			Test: "TestOneSourceLeavesRoomToWait", Package: listen,
 		},

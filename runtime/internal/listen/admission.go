@@ -81,19 +81,12 @@ func (a *admission) await(nc net.Conn) (_ *arrival, displaced net.Conn) {
 	if a.waiting.Len() <= maxWaiting {
 		return w, nil
 	}
-	most := 0
-	for _, n := range a.waitingSources {
-		most = max(most, n)
-	}
-	for e := a.waiting.Front(); displaced == nil; e = e.Next() {
-		if oldest, _ := e.Value.(*arrival); a.waitingSources[oldest.source] == most {
-			a.stopWaiting(oldest)
-			close(oldest.displaced)
-			_ = oldest.nc.Close()
-			displaced = oldest.nc
-		}
-	}
-	return w, displaced
+	e, _ := oldestOfLargest(&a.waiting, a.waitingSources)
+	oldest, _ := e.Value.(*arrival)
+	a.stopWaiting(oldest)
+	close(oldest.displaced)
+	_ = oldest.nc.Close()
+	return w, oldest.nc
 }
 
 // stopWaiting removes a connection from those that wait. The caller holds the lock.
@@ -152,7 +145,8 @@ func (a *admission) tryEnter(nc net.Conn) (_ *pending, wait time.Duration) {
 	now := time.Now()
 	source := sourceOf(nc.RemoteAddr())
 	if a.pending.Len() >= maxPending {
-		oldest, most := a.oldestOfLargest()
+		e, most := oldestOfLargest(&a.pending, a.sources)
+		oldest, _ := e.Value.(*pending)
 		// A source that has more than its part has no grace against others.
 		if wait := pendingGrace - now.Sub(oldest.since); wait > 0 && most <= a.sources[source]+1 {
 			return nil, wait
@@ -170,18 +164,22 @@ func (a *admission) tryEnter(nc net.Conn) (_ *pending, wait time.Duration) {
 }
 
 // oldestOfLargest returns the oldest connection of the sources that have the most of them, and how
-// many they have. The caller holds the lock, and there is a connection.
-func (a *admission) oldestOfLargest() (oldest *pending, most int) {
-	for _, n := range a.sources {
+// many they have. The connections are in a list with one at least, the oldest first, and counted by
+// source.
+func oldestOfLargest(connections *list.List, sources map[netip.Prefix]int) (oldest *list.Element, most int) {
+	for _, n := range sources {
 		most = max(most, n)
 	}
-	for e := a.pending.Front(); oldest == nil; e = e.Next() {
-		if p, _ := e.Value.(*pending); a.sources[p.source] == most {
-			oldest = p
+	for e := connections.Front(); oldest == nil; e = e.Next() {
+		if c, ok := e.Value.(interface{ from() netip.Prefix }); ok && sources[c.from()] == most {
+			oldest = e
 		}
 	}
 	return oldest, most
 }
+
+func (w *arrival) from() netip.Prefix { return w.source }
+func (p *pending) from() netip.Prefix { return p.source }
 
 // close closes all connections that are not admitted, and any that enter later.
 func (a *admission) close() {

@@ -599,7 +599,7 @@ func (t *Table) draw(dst []Sample, w *waiter, now time.Duration) {
 }
 
 // power is math.Pow for a ratio up to 1, in half the time. Where the result is subnormal, math.Exp
-// is wrong on amd64: by 5 % to any factor.
+// is wrong on amd64, by up to a factor of 1e12.
 func power(ratio, exponent float64) float64 {
 	const smallest = -708 // the logarithm of the smallest number that is not subnormal is -708.4
 	if logarithm := exponent * math.Log(ratio); logarithm >= smallest {
